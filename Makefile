@@ -1,0 +1,56 @@
+# Each target sets up .venv by itself and does nothing twice.
+
+PYTHON ?= python3.11
+HOST ?= 0.0.0.0
+PORT ?= 8000
+DATA ?= data
+NAME ?= cifar10
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help serve train evaluate test lint bench clean
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+serve: .venv/serve  ## serve the bundled weights on PORT (8000) and HOST (0.0.0.0); ARGS="..." is passed on
+	$(BIN)/python -m app --host $(HOST) --port $(PORT) $(ARGS)
+
+train: .venv/train  ## train on DATA and write weights/NAME.safetensors; ARGS="..." is passed on
+	@test -d "$(DATA)" || echo "$(DATA)" | grep -q . && test -n "$(findstring --download,$(ARGS))" -o -d "$(DATA)" || \
+		{ echo "There is no data folder '$(DATA)': name one with DATA=DIR, or fetch CIFAR-10 with ARGS=--download." >&2; exit 2; }
+	$(BIN)/python -m training.train --data $(DATA) --out weights/$(NAME).safetensors $(ARGS)
+
+evaluate: .venv/train  ## measure the bundled weights on DATA; ARGS="..." is passed on
+	$(BIN)/python -m training.evaluate --data $(DATA) $(ARGS)
+
+test: .venv/dev  ## the whole test suite; ARGS="..." is passed to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev  ## formatting, style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## remove .venv and caches
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+
+.venv/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name another one with PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed.")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/serve: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+.venv/train: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[train]'
+	@touch $@ .venv/serve
+
+.venv/dev: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/train .venv/serve
