@@ -1,0 +1,93 @@
+"""Everything that can go wrong, as one tree. Each leaf is one row of the contract; `app.problems` renders it.
+
+ThirtytwoError
+├── SettingsError           a setting has a value that cannot be (stops start-up, exit code 2)
+├── WeightsError            the weights file cannot be served (stops start-up, exit code 2)
+├── DataError               the training data cannot be read (stops training, exit code 2)
+└── RequestError            a caller can mend it, or must wait; carries an HTTP status
+    ├── MalformedUpload     400  the multipart form cannot be parsed, or holds no file
+    ├── Unauthorized        401  API keys are set and none fits
+    ├── TooLarge            413  too many bytes, files or pixels
+    ├── UnsupportedImage    415  not one of the accepted formats
+    ├── UndecodableImage    422  an accepted format, but broken
+    ├── WrongSize           422  not the model's input size, and STRICT_SIZE is set
+    ├── InvalidParameter    422  a query value out of range
+    ├── QueueFull           429  no room in the queue; carries retry_after_s
+    ├── NotReady            503  starting or shutting down; carries retry_after_s
+    └── DeadlineExceeded    504  not answered within the request timeout
+"""
+
+from typing import ClassVar
+
+
+class ThirtytwoError(Exception):
+    """The message is one sentence for a person."""
+
+
+class SettingsError(ThirtytwoError):
+    """A setting has a value that cannot be."""
+
+
+class WeightsError(ThirtytwoError):
+    """The weights file cannot be served."""
+
+
+class DataError(ThirtytwoError):
+    """The training data cannot be read."""
+
+
+class RequestError(ThirtytwoError):
+    """An answer other than 200. `type` is the stable slug that programs may match on."""
+
+    status: ClassVar[int]
+    type: ClassVar[str]
+    title: ClassVar[str]
+    retry_after_s: int | None = None
+
+
+class MalformedUpload(RequestError):
+    status, type, title = 400, "malformed-upload", "The upload cannot be read"
+
+
+class Unauthorized(RequestError):
+    status, type, title = 401, "unauthorized", "An API key is needed"
+
+
+class TooLarge(RequestError):
+    status, type, title = 413, "too-large", "The upload is too large"
+
+
+class UnsupportedImage(RequestError):
+    status, type, title = 415, "unsupported-image", "Not an accepted image format"
+
+
+class UndecodableImage(RequestError):
+    status, type, title = 422, "undecodable-image", "The image cannot be decoded"
+
+
+class WrongSize(RequestError):
+    status, type, title = 422, "wrong-size", "The image has another size than the model's input"
+
+
+class InvalidParameter(RequestError):
+    status, type, title = 422, "invalid-parameter", "A parameter is out of range"
+
+
+class QueueFull(RequestError):
+    status, type, title = 429, "queue-full", "The service is busy"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(RequestError):
+    status, type, title = 503, "not-ready", "The service is not ready"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(RequestError):
+    status, type, title = 504, "deadline-exceeded", "Not answered in time"

@@ -1,0 +1,135 @@
+"""The networks a weights file can name: uint8 images in, logits out, normalisation inside."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WHITENING_KERNEL = 2  # pixels; patches of 2 x 2 x 3 colours have 12 principal directions
+
+
+class Normalize(nn.Module):
+    """Maps pixel values 0..255 to zero mean and unit deviation per channel, so that callers send plain uint8."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation without a learned scale: the next filter can learn it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-5, momentum=0.4)  # few steps an epoch: statistics must follow fast
+        self.weight.requires_grad = False
+
+
+def convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A 3x3 convolution whose first filters start as the identity (Zagoruyko & Komodakis 2017, "DiracNets")."""
+    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight.data[:channels_in])
+    return layer
+
+
+class ConvGroup(nn.Module):
+    """Convolution and 2x2 max pooling, then `depth - 1` convolutions; from depth 3 on with a skip around them."""
+
+    def __init__(self, channels_in: int, channels_out: int, depth: int) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels_out] * depth
+        self.convs = nn.ModuleList(convolution(i, o) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(BatchNorm(channels_out) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norms[0](F.max_pool2d(self.convs[0](x), 2)))
+        skip, last = x, len(self.convs) - 1
+        for i in range(1, last + 1):
+            x = self.norms[i](self.convs[i](x))
+            x = F.gelu(x + skip if i == last and last > 1 else x)
+        return x
+
+
+class ConvNet(nn.Module):
+    """Patch whitening, three groups of 3x3 convolutions, global max pooling, a linear head.
+
+    The shape follows Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498).
+    Takes uint8 images [N, 3, H, W] of at least 12 x 12 pixels, gives logits [N, classes].
+    """
+
+    def __init__(self, classes: int, widths: Sequence[int] = (64, 256, 256), depth: int = 2) -> None:
+        super().__init__()
+        patch = 3 * WHITENING_KERNEL**2
+        self.normalize = Normalize()
+        self.whiten = nn.Conv2d(3, 2 * patch, WHITENING_KERNEL)  # weights by `initialize`, then fixed
+        self.whiten.weight.requires_grad = False
+        channels = [2 * patch, *widths]
+        self.groups = nn.Sequential(*(ConvGroup(i, o, depth) for i, o in pairwise(channels)))
+        self.head = nn.Linear(widths[-1], classes, bias=False)
+        nn.init.normal_(self.head.weight)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Fits normalisation and whitening to a sample of the training images, uint8 [N, H, W, 3].
+
+        The filters become the principal directions of the image's patches, scaled to unit variance, and their
+        negatives (Jordan 2024, section 3.2).
+        """
+        colours = images.reshape(-1, 3).float()
+        self.normalize.mean.copy_(colours.mean(0).view(1, 3, 1, 1))
+        self.normalize.std.copy_(colours.std(0).clamp(min=1).view(1, 3, 1, 1))
+        k = WHITENING_KERNEL
+        patches = self.normalize(images.permute(0, 3, 1, 2)).unfold(2, k, 1).unfold(3, k, 1)
+        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * k * k)
+        variances, directions = torch.linalg.eigh(flat.T @ flat / len(flat))
+        filters = (directions.T / (variances[:, None] + 5e-4).sqrt()).view(-1, 3, k, k)
+        self.whiten.weight.copy_(torch.cat((filters, -filters)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x: Tensor = self.groups(F.gelu(self.whiten(self.normalize(images))))
+        logits: Tensor = self.head(x.amax((2, 3)))
+        return logits.float() / x.shape[1]
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """Moves every normalisation of a ConvNet into the filters beside it, for inference; others stay as they are.
+
+    Batch normalisation has a positive scale, so that it may move before the max pooling that stands between. The
+    whitening has no padding, so that the pixels' mean may move into its bias.
+    """
+    if not isinstance(network, ConvNet):
+        return network
+    network.eval()
+    with torch.no_grad():
+        whiten, normalize = network.whiten, network.normalize
+        whiten.weight.div_(normalize.std)
+        assert whiten.bias is not None
+        whiten.bias.sub_((whiten.weight * normalize.mean).sum((1, 2, 3)))
+        normalize.mean.zero_()
+        normalize.std.fill_(1)
+    for group in network.groups:
+        assert isinstance(group, ConvGroup)
+        for i in range(len(group.convs)):
+            conv, norm = group.convs[i], group.norms[i]
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, BatchNorm)
+            group.convs[i] = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
+            group.norms[i] = nn.Identity()
+    return network
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"convnet": ConvNet}
+
+
+def build(architecture: str, arguments: dict[str, Any]) -> nn.Module:
+    """A freshly initialised network; raises KeyError or TypeError where the description fits none."""
+    return ARCHITECTURES[architecture](**arguments)

@@ -1,0 +1,111 @@
+"""The weights file: safetensors with a card in its metadata. Reader and writer side by side; nothing is unpickled.
+
+Tensors: the network's state in half precision, `reference.images` (uint8 [R, S, S, 3]) and
+`reference.probabilities` (float32 [R, classes]), which the service must reproduce before it is ready.
+Metadata: `card`, a JSON object (see Card), and `digest`, a SHA-256 over the card and every tensor.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from app.errors import WeightsError
+
+Tensors = dict[str, NDArray[Any]]
+
+REFERENCE_IMAGES, REFERENCE_PROBABILITIES = "reference.images", "reference.probabilities"
+
+
+class Card(BaseModel):
+    """What the file says of itself. Everything serving needs, and what a reader wants to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    classes: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=10_000)
+    ]
+    input_size: Annotated[int, Field(ge=8, le=1024, description="width and height in pixels")]
+    architecture: str
+    arguments: dict[str, Any]
+    parameters: Annotated[int, Field(gt=0)]
+    temperature: Annotated[float, Field(gt=0, lt=100, description="logits are divided by it before softmax")]
+    test_accuracy: Annotated[float, Field(ge=0, le=1)]
+    data_set: str
+    recipe: dict[str, Any]
+    results: dict[str, Any] = Field(default_factory=dict, description="further figures from training")
+
+
+class Weights(NamedTuple):
+    card: Card
+    state: Tensors
+    reference_images: NDArray[np.uint8]
+    reference_probabilities: NDArray[np.float32]
+    sha256: str
+
+    @property
+    def version(self) -> str:
+        return self.sha256[:8]
+
+
+def save(path: Path, card: Card, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
+    """Writes the file whole or not at all; raises OSError."""
+    text = card.model_dump_json()
+    tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    tensors[REFERENCE_IMAGES] = np.ascontiguousarray(images)
+    tensors[REFERENCE_PROBABILITIES] = np.ascontiguousarray(probabilities.astype(np.float32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial, {"card": text, "digest": _digest(text, tensors)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Weights:
+    """Reads and checks the file; raises WeightsError with one sentence that names it."""
+    try:
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} is not a safetensors file, or is cut off: {error}.") from error
+    return _check(path, metadata, tensors, sha256)
+
+
+def _check(path: Path, metadata: dict[str, str], tensors: Tensors, sha256: str) -> Weights:
+    text = metadata.get("card", "")
+    if not text:
+        raise WeightsError(f"{path} was not written by this project's training: it has no card.")
+    if metadata.get("digest") != _digest(text, tensors):
+        raise WeightsError(f"{path} was altered after training: its digest does not fit its content.")
+    try:
+        card = Card.model_validate_json(text)
+        images, probabilities = tensors.pop(REFERENCE_IMAGES), tensors.pop(REFERENCE_PROBABILITIES)
+    except (ValidationError, KeyError) as error:
+        reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
+        raise WeightsError(f"{path} has a card that cannot be served: {reason}.") from error
+    shape = (len(images), card.input_size, card.input_size, 3)
+    if not len(images) or images.shape != shape or probabilities.shape != (len(images), len(card.classes)):
+        raise WeightsError(f"{path} has reference images that do not fit its card.")
+    return Weights(card, tensors, images, probabilities, sha256)
+
+
+def _digest(card: str, tensors: Tensors) -> str:
+    digest = hashlib.sha256(card.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
