@@ -1,0 +1,32 @@
+"""Where a run stands, in one file that is always whole."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.errors import DataError
+
+State = dict[str, Any]
+
+
+def save(path: Path, state: State) -> None:
+    """Replaces the file in one move, so that a kill or a full disk leaves the last one; raises OSError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        partial.unlink(missing_ok=True)
+        raise OSError(f"The checkpoint {path} cannot be written: {error}") from error
+
+
+def load(path: Path) -> State:
+    """Raises DataError where there is none or it is broken."""
+    try:
+        state: State = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"There is no checkpoint at {path} to resume from.") from None
+    except Exception as error:  # the unpickler raises whatever a broken file makes it trip over
+        raise DataError(f"The checkpoint {path} is broken; start again without --resume.") from error
+    return state

@@ -1,0 +1,94 @@
+"""A trained network as a weights file: calibrated, rounded to half precision, and measured as it will be served."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.model.engine import TorchEngine, load_network
+from app.model.weights import Card, Tensors, Weights, save
+from training import measures, predict
+from training.data import DataSet, Split
+from training.recipe import Recipe
+
+REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
+
+
+def half(network: nn.Module) -> Tensors:
+    """The network's state in half precision, counters left out."""
+    state = network.state_dict()
+    return {name: value.cpu().half().numpy() for name, value in state.items() if value.is_floating_point()}
+
+
+def served(weights: Weights, images: Tensor, device: str) -> Tensor:
+    """Probabilities float32 [N, classes] from the engine that serves, one view an image."""
+    engine = TorchEngine(weights, device, threads=torch.get_num_threads())
+    return torch.cat([torch.from_numpy(engine(part.numpy())) for part in images.split(500)])
+
+
+def write(
+    path: Path,
+    name: str,
+    dataset: DataSet,
+    holdout: Split,
+    network: nn.Module,
+    arguments: dict[str, Any],
+    recipe: Recipe,
+    seconds: float,
+    device: str,
+) -> Card:
+    """Fits the temperature on the held-out images, reads the test images once, and saves; raises OSError."""
+    temperature = measures.fit_temperature(predict.logits(network, holdout.images), holdout.labels)
+    card = Card(
+        name=name,
+        classes=dataset.classes,
+        input_size=recipe.image_size,
+        architecture=recipe.arch,
+        arguments=arguments,
+        parameters=sum(p.numel() for p in network.parameters()),
+        temperature=temperature,
+        test_accuracy=0.0,
+        data_set=dataset.name,
+        recipe=asdict(recipe),
+    )
+    references = _references(holdout)
+    weights = Weights(card, half(network), references, np.empty(0, np.float32), "")
+    probabilities = _exact(weights, references)
+    card = card.model_copy(update=_results(weights, holdout, dataset.test, seconds, device))
+    save(path, card, weights.state, references, probabilities)
+    return card
+
+
+def _results(weights: Weights, holdout: Split, test: Split, seconds: float, device: str) -> dict[str, Any]:
+    answers = served(weights, test.images, device)
+    accuracy = measures.accuracy(answers, test.labels)
+    low, high = measures.wilson(accuracy, len(test))
+    return {
+        "test_accuracy": accuracy,
+        "results": {
+            "test_images": len(test),
+            "test_accuracy_interval": [round(low, 4), round(high, 4)],
+            "test_calibration_error": round(measures.calibration_error(answers, test.labels), 4),
+            "holdout_images": len(holdout),
+            "holdout_accuracy": round(measures.accuracy(served(weights, holdout.images, device), holdout.labels), 4),
+            "training_s": round(seconds),
+        },
+    }
+
+
+def _references(holdout: Split) -> np.ndarray:
+    """One held-out picture of each of the first classes."""
+    firsts = [int((holdout.labels == label).nonzero()[0]) for label in holdout.labels.unique()[:REFERENCES]]
+    return holdout.images[firsts].numpy()
+
+
+@torch.inference_mode()
+def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
+    """Probabilities of the stored weights in float32 on the CPU."""
+    network = load_network(weights).eval()
+    logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    probabilities: Tensor = (logits / weights.card.temperature).softmax(1)
+    return probabilities.numpy()

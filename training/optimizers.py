@@ -1,0 +1,79 @@
+"""Muon: momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from app.model.networks import BatchNorm, ConvNet
+from training.recipe import Recipe
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero, from the same source
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+    """Nearest semi-orthogonal matrix to [rows, columns], roughly: singular values end in about 0.5 to 1.5."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x: Tensor = (matrix.T if tall else matrix).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """For convolution filters, flattened to [out, in * k * k].
+
+    Before each step the filters are scaled back to norm sqrt(out), which takes the place of weight decay.
+    torch.optim.Muon takes 2-D parameters only and has no such scaling.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
+                update = p.grad.add(buffer, alpha=group["momentum"])
+                p.mul_(len(p) ** 0.5 / p.norm())
+                p.add_(orthogonalize(update.flatten(1)).view_as(p), alpha=-group["lr"])
+
+
+def build(network: ConvNet, recipe: Recipe, batch_size: int) -> list[torch.optim.Optimizer]:
+    """Muon for the filters, SGD for biases and head. Every group carries `initial_lr` and `epochs` for `schedule`.
+
+    SGD's rates fit losses that are summed over the batch, so that they hold for any batch size.
+    """
+    shrink = recipe.weight_decay * batch_size
+    norms = [module.bias for module in network.modules() if isinstance(module, BatchNorm)]
+    groups = [
+        ([network.whiten.bias], recipe.bias_lr, recipe.whiten_bias_epochs),
+        (norms, recipe.bias_lr, None),
+        ([network.head.weight], recipe.head_lr, None),
+    ]
+    sgd = torch.optim.SGD(
+        [{"params": params, "lr": lr, "weight_decay": shrink / lr, "epochs": epochs} for params, lr, epochs in groups],
+        momentum=recipe.momentum,
+        nesterov=True,
+    )
+    filters = [parameter for parameter in network.groups.parameters() if parameter.ndim == 4]
+    muon = Muon(filters, recipe.filter_lr, recipe.filter_momentum)
+    muon.param_groups[0]["epochs"] = None
+    for group in sgd.param_groups + muon.param_groups:
+        group["initial_lr"] = group["lr"]
+    return [sgd, muon]
+
+
+def schedule(optimizers: list[torch.optim.Optimizer], step: int, total: int, per_epoch: int) -> None:
+    """Lets every rate fall linearly to 0 at the end of the run, or of the group's own `epochs`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            end = total if group["epochs"] is None else min(total, group["epochs"] * per_epoch)
+            group["lr"] = group["initial_lr"] * max(0.0, 1 - step / end)
