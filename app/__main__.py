@@ -1,0 +1,72 @@
+"""`python -m app`: flags over environment over defaults, then uvicorn. A wrong value is one line and exit code 2."""
+
+import argparse
+import os
+import sys
+
+import uvicorn
+
+from app import logs, settings
+from app.errors import SettingsError
+from app.settings import PREFIX, Settings
+
+
+def parse(argv: list[str] | None = None) -> dict[str, str]:
+    """The flags that were given, as environment variables. Every setting is a flag, made from the one table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m app",
+        description="Serves a weights file. Every flag has an environment variable; the flag wins.",
+    )
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = default if isinstance(default, (int, float, str)) and default != "" else "none"
+        text = f"{field.description} [{PREFIX}{name.upper()}" + (f"={shown}]" if name != "weights" else "]")
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=text.replace("%", "%%"))
+    given = vars(parser.parse_args(argv))
+    return {PREFIX + name.upper(): value for name, value in given.items() if value is not None}
+
+
+def main(argv: list[str] | None = None) -> None:
+    os.environ.update(parse(argv))  # so that every worker process reads the same
+    try:
+        config = settings.load()
+    except SettingsError as error:
+        sys.exit(_complain(error))
+    server = uvicorn.Config(
+        "app.application:create_app",
+        factory=True,
+        host=config.host,
+        port=config.port,
+        workers=config.workers,
+        root_path=config.root_path,
+        log_config=logs.config(config.log_level, config.log_format),
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+    )
+    sys.exit(_serve(server))
+
+
+def _serve(config: uvicorn.Config) -> int:
+    """0 after a clean stop, 2 where the service could not start; the log says why."""
+    try:
+        if config.workers == 1:
+            server = uvicorn.Server(config)
+            server.run()
+            return 0 if server.started else 2
+        supervisor = uvicorn.supervisors.Multiprocess(config, sockets=[config.bind_socket()])
+        supervisor.run()
+        return 2 if any(process.exitcode == uvicorn.config.STARTUP_FAILURE for process in supervisor.processes) else 0
+    except SystemExit as stop:  # uvicorn's way to say that the port or the start-up failed
+        return 2 if stop.code else 0
+    except KeyboardInterrupt:
+        return 0
+
+
+def _complain(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""API keys: one of several, compared in constant time."""
+
+import hmac
+from typing import Annotated
+
+from fastapi import Depends, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from app.errors import Unauthorized
+from app.state import Service
+
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))]
+Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+
+
+def check(service: Service, bearer: Bearer, header: Header) -> None:
+    """Raises Unauthorized where keys are set and the request carries none of them."""
+    keys = service.settings.api_keys
+    if not keys:
+        return
+    sent = (bearer.credentials if bearer else header or "").encode()
+    matches = [hmac.compare_digest(sent, key.get_secret_value().encode()) for key in keys]
+    if not any(matches):
+        raise Unauthorized("Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
+
+
+Authorized = Depends(check)

@@ -1,0 +1,83 @@
+"""Starting, ready, stopping: the phase of the process, and what a stop has to wait for."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Phase(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class Lifecycle:
+    """Belongs to one event loop; `accepted` is entered for every request that a stop must still answer."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.STARTING
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def accepted(self) -> Iterator[None]:
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def drain(self, limit_s: float) -> None:
+        """Refuses new work and waits until what was accepted is answered, or limit_s seconds."""
+        self.phase = Phase.STOPPING
+        try:
+            await asyncio.wait_for(self._idle.wait(), limit_s)
+        except TimeoutError:
+            logger.warning("%d requests were still unanswered after %g s", self._in_flight, limit_s)
+
+
+@contextmanager
+def draining_signals(lifecycle: Lifecycle, limit_s: float) -> Iterator[None]:
+    """The first SIGINT or SIGTERM drains, then goes on to the server's own handler; a second one goes there at once.
+
+    The server's handler closes the socket first and asks questions later. This way new requests get a 503 in the
+    meantime.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before: dict[int, Any] = {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def drain_then(number: int) -> None:
+        await lifecycle.drain(limit_s)
+        before[number](number, None)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if lifecycle.phase is Phase.STOPPING or not callable(before[number]):
+            before[number](number, frame)
+        else:
+            loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(drain_then(number))))
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

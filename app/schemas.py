@@ -1,0 +1,78 @@
+"""The JSON of the contract, for the OpenAPI page and for tests."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class ModelName(BaseModel):
+    name: str
+    version: str = Field(description="first 8 digits of the weights file's SHA-256")
+
+
+class Top(BaseModel):
+    label: str
+    probability: float = Field(ge=0, le=1)
+
+
+class FileError(BaseModel):
+    type: str
+    title: str
+    detail: str
+
+
+class Prediction(BaseModel):
+    """One classified file."""
+
+    filename: str | None = Field(description="as uploaded; null for a raw body")
+    label: str
+    confidence: float = Field(ge=0, le=1, description="probability of the label")
+    top: list[Top]
+    resized_from: tuple[int, int] | None = Field(description="[width, height] where it was not the model's input size")
+
+
+class Failure(BaseModel):
+    """One file among others that could not be classified."""
+
+    filename: str | None
+    error: FileError
+
+
+class Predictions(BaseModel):
+    model: ModelName
+    predictions: list[Prediction | Failure] = Field(description="in the order of the uploaded files")
+
+
+class Problem(BaseModel):
+    """RFC 9457, served as application/problem+json."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+
+
+class ModelCard(BaseModel):
+    """The weights' card and how they are served."""
+
+    name: str
+    version: str
+    classes: list[str]
+    input_size: int
+    architecture: str
+    arguments: dict[str, Any]
+    parameters: int
+    temperature: float
+    test_accuracy: float
+    data_set: str
+    recipe: dict[str, Any]
+    results: dict[str, Any]
+    sha256: str
+    engine: str
+    device: str
+    precision: str
+
+
+class Health(BaseModel):
+    status: str

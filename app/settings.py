@@ -1,0 +1,70 @@
+"""Every setting, its default and why. Flags, environment, `--help` and the README's table come from this one class."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import SettingsError
+
+PREFIX = "THIRTYTWO_"
+BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "cifar10.safetensors"
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Read from the environment with the prefix THIRTYTWO_; a flag of `python -m app` sets the same variable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    workers: Count = Field(1, description="processes; one with all threads is best on a CPU of few cores")
+    weights: Path = Field(BUNDLED_WEIGHTS, description="weights file; default: the bundled CIFAR-10 one")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps; auto prefers CUDA"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of the model; 0: as many as this process may use")
+    max_batch: Count = Field(128, description="images in one pass of the network; more are no faster")
+    max_queue: Count = Field(1024, description="images waiting before 429; under a second of work")
+    request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
+    max_files: Count = Field(256, description="files in one request")
+    max_file_bytes: Count = Field(10_000_000, description="bytes of one file")
+    max_body_bytes: Count = Field(32_000_000, description="bytes of one request, refused while it is read")
+    max_pixels: Count = Field(25_000_000, description="pixels of one image, checked before it is decoded")
+    strict_size: bool = Field(False, description="take only images of the model's input size")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="comma-separated keys, one of which every /predict must send; empty: open to all"
+    )
+    drain_s: float = Field(20.0, ge=0, description="seconds that accepted requests get to finish after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
+    log_format: Literal["text", "json"] = Field("text", description="one line a request, for people or for machines")
+    root_path: str = Field("", description="path under which a proxy serves this, such as /classifier")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _slashes(cls, value: str) -> str:
+        return f"/{value.strip('/')}" if value.strip("/") else ""
+
+    @model_validator(mode="after")
+    def _room_for_a_request(self) -> Self:
+        if self.max_queue < self.max_files:
+            raise ValueError(f"MAX_QUEUE ({self.max_queue}) must hold one request of MAX_FILES ({self.max_files})")
+        return self
+
+
+def load() -> Settings:
+    """The settings from the environment; raises SettingsError with a line that names the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = PREFIX + str(first["loc"][0]).upper() if first["loc"] else f"{PREFIX}*"
+        raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from error

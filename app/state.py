@@ -1,0 +1,34 @@
+"""What the lifespan builds and the routes use: one frozen object, reached by one alias."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from fastapi import Depends, Request
+from numpy.typing import NDArray
+
+from app.batcher import Batcher
+from app.classifier import Classifier
+from app.lifecycle import Lifecycle
+from app.metrics import Metrics
+from app.model.images import Pixels
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class State:
+    settings: Settings
+    lifecycle: Lifecycle
+    metrics: Metrics
+    classifier: Classifier
+    batcher: Batcher[Pixels, NDArray[np.float32]]
+    decoders: ThreadPoolExecutor
+
+
+def current(request: Request) -> State:
+    state: State = request.state.service
+    return state
+
+
+Service = Annotated[State, Depends(current)]
