@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import signal
 import sys
 
 import uvicorn
 
 from app import logs, settings
 from app.errors import SettingsError
+from app.protocol import Protocol
 from app.settings import PREFIX, Settings
 
 
@@ -42,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         log_config=logs.config(config.log_level, config.log_format),
         access_log=False,
         server_header=False,
+        http=Protocol,
         lifespan="on",
     )
     sys.exit(_serve(server))
@@ -49,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _serve(config: uvicorn.Config) -> int:
     """0 after a clean stop, 2 where the service could not start; the log says why."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has stopped
     try:
         if config.workers == 1:
             server = uvicorn.Server(config)

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import InvalidParameter, RequestError, Unauthorized
+from app.errors import InvalidParameter, NotReady, RequestError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:thirtytwo:problem:"
@@ -23,6 +23,8 @@ def of_error(error: RequestError, request_id: str) -> Response:
     response = problem(error.status, error.type, error.title, str(error), request_id)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, NotReady):
+        response.headers["Connection"] = "close"  # so that the caller finds another instance
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

@@ -7,9 +7,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
+from app.model.weights import BUNDLED
 
 PREFIX = "THIRTYTWO_"
-BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "cifar10.safetensors"
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     workers: Count = Field(1, description="processes; one with all threads is best on a CPU of few cores")
-    weights: Path = Field(BUNDLED_WEIGHTS, description="weights file; default: the bundled CIFAR-10 one")
+    weights: Path = Field(BUNDLED, description="weights file; default: the bundled CIFAR-10 one")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps; auto prefers CUDA"
     )

@@ -2,10 +2,12 @@
 
 Tensors: the network's state in half precision, `reference.images` (uint8 [R, S, S, 3]) and
 `reference.probabilities` (float32 [R, classes]), which the service must reproduce before it is ready.
-Metadata: `card`, a JSON object (see Card), and `digest`, a SHA-256 over the card and every tensor.
+Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see Card) and the `digest`, a SHA-256 over the card
+and every tensor.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +21,9 @@ from app.errors import WeightsError
 
 Tensors = dict[str, NDArray[Any]]
 
+BUNDLED = Path(__file__).parents[1] / "assets" / "cifar10.safetensors"
+
+METADATA = "thirtytwo"
 REFERENCE_IMAGES, REFERENCE_PROBABILITIES = "reference.images", "reference.probabilities"
 
 
@@ -56,14 +61,15 @@ class Weights(NamedTuple):
 
 def save(path: Path, card: Card, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
     """Writes the file whole or not at all; raises OSError."""
-    text = card.model_dump_json()
     tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
     tensors[REFERENCE_IMAGES] = np.ascontiguousarray(images)
     tensors[REFERENCE_PROBABILITIES] = np.ascontiguousarray(probabilities.astype(np.float32))
+    described = card.model_dump(mode="json")
+    metadata = {METADATA: json.dumps({"card": described, "digest": _digest(described, tensors)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, {"card": text, "digest": _digest(text, tensors)})
+        save_file(tensors, partial, metadata)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -85,13 +91,15 @@ def load(path: Path) -> Weights:
 
 
 def _check(path: Path, metadata: dict[str, str], tensors: Tensors, sha256: str) -> Weights:
-    text = metadata.get("card", "")
-    if not text:
-        raise WeightsError(f"{path} was not written by this project's training: it has no card.")
-    if metadata.get("digest") != _digest(text, tensors):
+    try:
+        content = json.loads(metadata[METADATA])
+        described, digest = content["card"], content["digest"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} was not written by this project's training: it has no card.") from error
+    if digest != _digest(described, tensors):
         raise WeightsError(f"{path} was altered after training: its digest does not fit its content.")
     try:
-        card = Card.model_validate_json(text)
+        card = Card.model_validate(described)
         images, probabilities = tensors.pop(REFERENCE_IMAGES), tensors.pop(REFERENCE_PROBABILITIES)
     except (ValidationError, KeyError) as error:
         reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
@@ -102,8 +110,8 @@ def _check(path: Path, metadata: dict[str, str], tensors: Tensors, sha256: str) 
     return Weights(card, tensors, images, probabilities, sha256)
 
 
-def _digest(card: str, tensors: Tensors) -> str:
-    digest = hashlib.sha256(card.encode())
+def _digest(card: dict[str, Any], tensors: Tensors) -> str:
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())

@@ -1,0 +1,156 @@
+"""`python -m app` as a process: signals, exit codes, one line for what is wrong."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import Settings
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "app", *flags]
+
+
+@contextmanager
+def process(weights: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The service as a process of its own, ready; and its address."""
+    port = free_port()
+    running = subprocess.Popen(
+        command("--weights", str(weights), "--port", str(port), "--max-batch", "16", *flags),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(running, url)
+        yield running, url
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def wait_until_ready(running: subprocess.Popen[str], url: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert running.poll() is None, running.communicate()[1]
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("not ready in 60 s")
+
+
+def fails(*flags: str, **environment: str) -> str:
+    """What the command prints while it ends with exit code 2."""
+    ended = subprocess.run(
+        command(*flags), capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def test_a_wrong_setting_ends_with_one_line() -> None:
+    assert fails(THIRTYTWO_MAX_BATCH="none") == (
+        "error: THIRTYTWO_MAX_BATCH: Input should be a valid integer, unable to parse string as an integer\n"
+    )
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    assert "THIRTYTWO_PORT" in fails("--port", "x", THIRTYTWO_PORT="8000")
+
+
+def test_a_broken_weights_file_ends_with_one_clear_line(tmp_path: Path, tiny_weights: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(tiny_weights.read_bytes()[:1000])
+    for weights, message in ((cut, "is not a safetensors file, or is cut off"), (tmp_path / "x", "cannot be read")):
+        lines = [line for line in fails("--weights", str(weights), "--port", "0").splitlines() if "ERROR" in line]
+        assert message in lines[0]
+
+
+def test_a_missing_device_ends_with_one_clear_line(tiny_weights: Path) -> None:
+    assert "cuda:7 is not available" in fails("--weights", str(tiny_weights), "--device", "cuda:7", "--port", "0")
+
+
+def test_a_port_in_use_ends_with_one_clear_line(tiny_weights: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert "address already in use" in fails("--weights", str(tiny_weights), "--port", str(port))
+
+
+def test_help_lists_every_setting() -> None:
+    text = subprocess.run(command("--help"), capture_output=True, text=True, check=True).stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in text
+        assert f"THIRTYTWO_{name.upper()}" in text.replace("\n", "").replace(" ", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_drains_and_ends_with_0(tiny_weights: Path, cat: bytes, number: signal.Signals, workers: int) -> None:
+    outcomes: list[int] = []
+    stop = threading.Event()
+
+    def load(url: str) -> None:
+        with httpx.Client(base_url=url) as client:
+            while not stop.is_set():
+                try:
+                    response = client.post("/predict", files=[("file", ("cat.png", cat))] * 8)
+                    outcomes.append(response.status_code)
+                except httpx.TransportError:
+                    outcomes.append(0)
+                    return
+                if response.headers.get("connection") == "close":
+                    return
+
+    with process(tiny_weights, "--workers", str(workers)) as (running, url):
+        threads = [threading.Thread(target=load, args=(url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        running.send_signal(number)
+        _, log = running.communicate(timeout=30)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert running.returncode == 0, log
+    assert outcomes.count(200) > 10
+    assert set(outcomes) <= {200, 503}, log
+
+
+def test_new_work_is_refused_while_old_work_is_finished(tiny_weights: Path, cat: bytes) -> None:
+    """A request that is still being sent when the stop begins is answered; one that begins then gets 503."""
+    with process(tiny_weights) as (running, url):
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(cat)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as slow:
+            slow.sendall(head + cat[:100])
+            time.sleep(0.3)
+            running.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert httpx.get(f"{url}/readyz").status_code == 503
+            refused = httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"})
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
+            slow.sendall(cat[100:])
+            assert slow.recv(100).startswith(b"HTTP/1.1 200")
+        assert running.wait(10) == 0

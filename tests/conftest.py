@@ -1,0 +1,93 @@
+"""Fixtures: real pictures, a tiny network's weights file, and the service on a real socket."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+
+from app.application import create_app
+from app.model.networks import ConvNet
+from app.model.weights import Card, save
+from app.settings import Settings
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture(scope="session")
+def cat() -> bytes:
+    return (EXAMPLES / "cat.png").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of a small untrained network that knows CIFAR-10's classes."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    arguments = {"classes": 10, "widths": [8, 8, 8], "depth": 2}
+    torch.manual_seed(0)
+    network = ConvNet(**arguments)
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    network.initialize(images)
+    state = {k: v.half().numpy() for k, v in network.state_dict().items() if v.is_floating_point()}
+    network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=False)
+    with torch.inference_mode():
+        probabilities = network.eval()(images.permute(0, 3, 1, 2)).softmax(1).numpy()
+    card = Card(
+        name="tiny",
+        classes=CLASSES,
+        input_size=32,
+        architecture="convnet",
+        arguments=arguments,
+        parameters=sum(p.numel() for p in network.parameters()),
+        temperature=1.0,
+        test_accuracy=0.1,
+        data_set="noise",
+        recipe={},
+    )
+    save(path, card, state, images.numpy(), probabilities.astype(np.float32))
+    return path
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """The application on a free port of loopback, in a thread, and a client for it."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the service did not stop"
+
+
+@pytest.fixture(scope="module")
+def start(tiny_weights: Path) -> Iterator[Callable[..., httpx.Client]]:
+    """Starts the service with some settings, the tiny weights unless others are named; stops it after the module."""
+    with ExitStack() as stack:
+
+        def start_with(**values: object) -> httpx.Client:
+            settings = Settings(**{"weights": tiny_weights, "max_batch": 16, **values})
+            return stack.enter_context(serving(settings))
+
+        yield start_with
+
+
+@pytest.fixture(scope="module")
+def client(start: Callable[..., httpx.Client]) -> httpx.Client:
+    return start()
