@@ -91,3 +91,10 @@ def start(tiny_weights: Path) -> Iterator[Callable[..., httpx.Client]]:
 @pytest.fixture(scope="module")
 def client(start: Callable[..., httpx.Client]) -> httpx.Client:
     return start()
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Iterator[httpx.Client]:
+    """The service with the bundled weights and default settings."""
+    with serving(Settings()) as client:
+        yield client

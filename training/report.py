@@ -64,7 +64,7 @@ def confusion_plot(figures: dict[str, Any]) -> Figure:
     shares = table / table.sum(1, keepdim=True).clamp(min=1)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(title=f"Accuracy {figures['accuracy']:.2%}", xlabel="predicted", ylabel="true")
     if len(names) <= MANY_CLASSES:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")

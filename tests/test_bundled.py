@@ -1,0 +1,52 @@
+"""The bundled weights: what the card says is what is served."""
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from app.model import weights
+from app.model.weights import BUNDLED
+from tests.conftest import CLASSES, EXAMPLES
+
+DATA = os.environ.get("THIRTYTWO_TEST_DATA")
+
+
+def test_the_file_is_small_and_says_where_it_comes_from() -> None:
+    card = weights.load(BUNDLED).card
+    assert BUNDLED.stat().st_size < 12_000_000
+    assert card.classes == CLASSES
+    assert card.test_accuracy >= 0.93
+    assert card.data_set == "CIFAR-10"
+
+
+def test_most_examples_are_recognised(bundled: httpx.Client) -> None:
+    files = [("file", (f"{name}.png", (EXAMPLES / f"{name}.png").read_bytes())) for name in CLASSES]
+    predictions = bundled.post("/predict", files=files).json()["predictions"]
+    assert sum(p["label"] == name for p, name in zip(predictions, CLASSES, strict=True)) >= 8
+
+
+@pytest.mark.skipif(not DATA, reason="THIRTYTWO_TEST_DATA names no CIFAR-10 folder")
+def test_all_test_images_over_http_give_the_cards_accuracy(bundled: httpx.Client) -> None:
+    from training import data
+
+    test = data.load(Path(DATA or ""), 32).test
+    card = weights.load(BUNDLED).card
+
+    def hits(start: int) -> int:
+        files = []
+        for image in test.images[start : start + 200].numpy():
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            files.append(("file", ("x.png", buffer.getvalue())))
+        labels = [CLASSES[i] for i in test.labels[start : start + 200]]
+        predictions = bundled.post("/predict", files=files).json()["predictions"]
+        return sum(p["label"] == label for p, label in zip(predictions, labels, strict=True))
+
+    with ThreadPoolExecutor(3) as pool:
+        accuracy = sum(pool.map(hits, range(0, 10_000, 200))) / 10_000
+    assert accuracy == pytest.approx(card.test_accuracy, abs=1e-3)

@@ -1,0 +1,53 @@
+"""What the contract and the documents promise is found in code and README, and the other way round."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from app.application import create_app
+from app.errors import RequestError
+from app.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+SETTINGS = {"WEIGHTS", "DEVICE", "MAX_BATCH", "MAX_QUEUE", "REQUEST_TIMEOUT_S", "MAX_FILES", "MAX_FILE_BYTES",
+            "MAX_BODY_BYTES", "MAX_PIXELS", "STRICT_SIZE", "API_KEYS", "LOG_FORMAT", "THREADS", "ROOT_PATH"}  # fmt: skip
+ROUTES = {"/predict", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"}
+STATUSES = {400, 401, 413, 415, 422, 429, 503, 504}
+
+
+def test_every_promised_setting_exists() -> None:
+    assert {name.upper() for name in Settings.model_fields} >= SETTINGS
+
+
+def test_every_setting_stands_in_the_readme_with_its_default() -> None:
+    table = dict(re.findall(rf"^\| `{PREFIX}(\w+)` \| `?(.*?)`? \|", README, re.MULTILINE))
+    assert set(table) == {name.upper() for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+            assert float(table[name.upper()].replace(" ", "")) == field.default, name
+
+
+def test_every_promised_route_exists() -> None:
+    assert {getattr(route, "path", "") for route in create_app(Settings()).routes} >= ROUTES
+
+
+def test_every_promised_status_has_an_error() -> None:
+    kinds = RequestError.__subclasses__()
+    assert {kind.status for kind in kinds} == STATUSES
+    assert len({kind.type for kind in kinds}) == len(kinds)
+
+
+def test_make_targets_exist() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in listed.splitlines()} >= {"serve", "test", "train", "lint"}
+
+
+def test_the_readmes_curl_gives_the_readmes_answer(bundled: httpx.Client) -> None:
+    command, answer = re.search(r"```console\n\$ (curl .*?)\n(\{.*?\})\n```", README, re.DOTALL).groups()  # type: ignore[union-attr]
+    file, url = re.fullmatch(r"curl -F file=@(\S+) localhost:8000(\S+)", command).groups()  # type: ignore[union-attr]
+    response = bundled.post(url, files={"file": (Path(file).name, (ROOT / file).read_bytes())})
+    assert response.text == answer

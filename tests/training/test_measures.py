@@ -1,0 +1,55 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import measures
+
+
+def test_accuracy_and_confusion_agree() -> None:
+    scores = torch.randn(500, 7, generator=torch.Generator().manual_seed(1))
+    labels = torch.randint(7, (500,), generator=torch.Generator().manual_seed(2))
+    table = measures.confusion(scores, labels)
+    assert table.sum() == 500
+    assert table.diagonal().sum() / 500 == pytest.approx(measures.accuracy(scores, labels))
+    assert torch.equal(table.sum(1), labels.bincount(minlength=7))
+
+
+def test_wilson_interval_of_a_known_case() -> None:
+    low, high = measures.wilson(0.95, 10_000)
+    assert (low, high) == pytest.approx((0.94555, 0.95410), abs=1e-5)
+
+
+@given(share=st.floats(0, 1), count=st.integers(1, 10**6))
+def test_wilson_interval_holds_the_share(share: float, count: int) -> None:
+    low, high = measures.wilson(share, count)
+    assert -1e-9 <= low <= share + 1e-9
+    assert share - 1e-9 <= high <= 1 + 1e-9
+
+
+def test_honest_confidence_has_no_calibration_error() -> None:
+    probabilities = torch.tensor([[0.75, 0.25]] * 4)
+    labels = torch.tensor([0, 0, 0, 1])
+    assert measures.calibration_error(probabilities, labels) == pytest.approx(0)
+
+
+def test_boastful_confidence_has_one() -> None:
+    probabilities = torch.tensor([[0.95, 0.05]] * 10)
+    labels = torch.tensor([0] * 5 + [1] * 5)
+    assert measures.calibration_error(probabilities, labels) == pytest.approx(0.45)
+
+
+@given(st.integers(2, 200), st.integers(0, 100))
+def test_reliability_counts_every_image_once(count: int, seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(count, 4, generator=chance).mul(3).softmax(1)
+    labels = torch.randint(4, (count,), generator=chance)
+    assert sum(n for n, _, _ in measures.reliability(probabilities, labels)) == count
+
+
+@pytest.mark.parametrize("true", [0.2, 1.0, 3.0])
+def test_the_temperature_is_found_again(true: float) -> None:
+    chance = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=chance) * 2
+    labels = torch.multinomial(logits.softmax(1), 1, generator=chance).squeeze(1)
+    assert measures.fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.05)

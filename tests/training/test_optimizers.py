@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from app.model.networks import ConvNet
+from training import optimizers
+from training.optimizers import Muon, orthogonalize
+from training.recipe import Recipe
+
+
+@pytest.mark.parametrize("shape", [(16, 72), (72, 16), (32, 32)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrix, steps=5).float())
+    assert values.max() < 1.5
+    assert values.median() > 0.5
+
+
+def test_muon_keeps_filters_near_their_norm_and_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(8, 4, 3, 3)
+    filters = torch.nn.Parameter(start * 8**0.5 / start.norm())
+    target = torch.randn(8, 4, 3, 3)
+    muon = Muon([filters], lr=0.1, momentum=0.6)
+    losses = []
+    for _ in range(50):
+        muon.zero_grad()
+        loss = -(filters * target).sum()
+        loss.backward()
+        losses.append(loss.item())
+        muon.step()
+    assert losses[-1] < losses[1] < losses[0]
+    assert filters.norm().item() == pytest.approx(8**0.5, rel=0.2)
+
+
+def test_rates_fall_to_zero_at_the_end_of_their_group() -> None:
+    built = optimizers.build(ConvNet(10, (8, 8, 8)), Recipe(whiten_bias_epochs=3), batch_size=100)
+    groups = [group for optimizer in built for group in optimizer.param_groups]
+    optimizers.schedule(built, step=0, total=100, per_epoch=10)
+    assert all(group["lr"] == group["initial_lr"] for group in groups)
+    optimizers.schedule(built, step=30, total=100, per_epoch=10)
+    assert [group["lr"] / group["initial_lr"] for group in groups] == pytest.approx([0, 0.7, 0.7, 0.7])
+
+
+def test_every_trainable_parameter_has_one_optimizer() -> None:
+    network = ConvNet(10, (8, 8, 8), depth=3)
+    built = optimizers.build(network, Recipe(), batch_size=100)
+    held = [p for optimizer in built for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
+    assert len(held) == len({id(p) for p in held})

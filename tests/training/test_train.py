@@ -1,0 +1,104 @@
+"""Training as a user runs it, on a small folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.model import weights
+from training import evaluate, train
+
+SMALL = ["--widths", "8,8,8", "--epochs", "8", "--batch-size", "30", "--holdout", "0.2", "--filter-lr", "0.05"]
+
+
+def fit(folder: Path, tmp: Path, *flags: str) -> Path:
+    out = tmp / "shades.safetensors"
+    train.main(["--data", str(folder), "--out", str(out), "--run", str(tmp / "run"), *SMALL, *flags])
+    return out
+
+
+def test_a_folder_becomes_a_weights_file_that_knows_its_classes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = weights.load(fit(folder, tmp_path))
+    assert loaded.card.classes == ["bright", "dim", "middling"]
+    assert loaded.card.test_accuracy > 0.9
+    assert loaded.card.data_set == "shades"
+    assert loaded.card.results["test_images"] == 30
+    assert loaded.reference_images.shape == (3, 32, 32, 3)
+    epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
+    assert "1 files were left out" in capsys.readouterr().out
+
+
+def test_a_seed_repeats_a_run(folder: Path, tmp_path: Path) -> None:
+    first, second = (weights.load(fit(folder, tmp_path / name, "--epochs", "2")) for name in "ab")
+    assert all(np.array_equal(first.state[name], second.state[name]) for name in first.state)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    whole = weights.load(fit(folder, tmp_path / "whole", "--epochs", "30", "--checkpoint-s", "0"))
+    flags = ["--data", str(folder), "--out", str(tmp_path / "cut.safetensors"), "--run", str(tmp_path / "cut")]
+    flags += [*SMALL, "--epochs", "30", "--checkpoint-s", "0"]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        checkpoint = tmp_path / "cut" / "checkpoint.pt"
+        resume = ["--resume"] if checkpoint.exists() else []
+        before = checkpoint.stat().st_mtime_ns if resume else 0
+        running = subprocess.Popen(
+            [sys.executable, "-m", "training.train", *flags, *resume],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        )
+        while running.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+            time.sleep(0.005)
+        running.send_signal(number)
+        out = running.communicate(timeout=60)[0]
+        if number == signal.SIGTERM:
+            assert running.returncode == 130
+            assert "--resume goes on from here" in out
+    train.main([*flags, "--resume"])
+    resumed = weights.load(tmp_path / "cut.safetensors")
+    assert all(np.array_equal(whole.state[name], resumed.state[name]) for name in whole.state)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--resume"], "There is no checkpoint at"),
+        (["--filter-lr", "nan"], "The loss is nan at step 1"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(folder: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        fit(folder, tmp_path, *flags)
+    assert message in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"DataError: .*neither cifar-10-batches-py"):
+        train.main(["--data", str(tmp_path / "none"), "--run", str(tmp_path / "run")])
+
+
+def test_evaluate_reproduces_the_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = fit(folder, tmp_path)
+    evaluate.main(["--weights", str(out), "--data", str(folder), "--out", str(tmp_path / "report")])
+    figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert figures["accuracy"] == weights.load(out).card.test_accuracy
+    assert set(figures["per_class"]) == {"bright", "dim", "middling"}
+    for name in ("confusion.png", "reliability.png"):
+        assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_other_classes(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    with pytest.raises(SystemExit, match="other classes than the weights"):
+        evaluate.main(["--weights", str(tiny_weights), "--data", str(folder)])
