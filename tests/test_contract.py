@@ -13,8 +13,22 @@ from app.settings import PREFIX, Settings
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
-SETTINGS = {"WEIGHTS", "DEVICE", "MAX_BATCH", "MAX_QUEUE", "REQUEST_TIMEOUT_S", "MAX_FILES", "MAX_FILE_BYTES",
-            "MAX_BODY_BYTES", "MAX_PIXELS", "STRICT_SIZE", "API_KEYS", "LOG_FORMAT", "THREADS", "ROOT_PATH"}  # fmt: skip
+SETTINGS = {
+    "WEIGHTS",
+    "DEVICE",
+    "MAX_BATCH",
+    "MAX_QUEUE",
+    "REQUEST_TIMEOUT_S",
+    "MAX_FILES",
+    "MAX_FILE_BYTES",
+    "MAX_BODY_BYTES",
+    "MAX_PIXELS",
+    "STRICT_SIZE",
+    "API_KEYS",
+    "LOG_FORMAT",
+    "THREADS",
+    "ROOT_PATH",
+}
 ROUTES = {"/predict", "/model", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"}
 STATUSES = {400, 401, 413, 415, 422, 429, 503, 504}
 

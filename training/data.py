@@ -39,12 +39,20 @@ class DataSet(NamedTuple):
     rejected: list[tuple[Path, str]]  # files that are no images, with the reason
 
 
-def load(root: Path, size: int, download: bool = False) -> DataSet:
+def download(root: Path) -> None:
+    """Fetches CIFAR-10 through torchvision, unless it is there; raises DataError."""
+    try:
+        CIFAR10(root, download=True)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"CIFAR-10 cannot be fetched: {error}.") from error
+
+
+def load(root: Path, size: int) -> DataSet:
     """Reads either form of data folder, pictures of any size scaled to size x size; raises DataError."""
     if (root / "train").is_dir():
         return _load_folder(root, size)
     try:
-        train, test = (CIFAR10(root, train=t, download=download) for t in (True, False))
+        train, test = (CIFAR10(root, train=t) for t in (True, False))
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"{root} holds neither cifar-10-batches-py/ nor train/<class>/ folders; --download fetches CIFAR-10."

@@ -23,7 +23,7 @@ def half(network: nn.Module) -> Tensors:
     return {name: value.cpu().half().numpy() for name, value in state.items() if value.is_floating_point()}
 
 
-def served(weights: Weights, images: Tensor, device: str) -> Tensor:
+def served(weights: Weights, images: Tensor, device: str = "auto") -> Tensor:
     """Probabilities float32 [N, classes] from the engine that serves, one view an image."""
     engine = TorchEngine(weights, device, threads=torch.get_num_threads())
     return torch.cat([torch.from_numpy(engine(part.numpy())) for part in images.split(500)])
@@ -35,10 +35,8 @@ def write(
     dataset: DataSet,
     holdout: Split,
     network: nn.Module,
-    arguments: dict[str, Any],
     recipe: Recipe,
     seconds: float,
-    device: str,
 ) -> Card:
     """Fits the temperature on the held-out images, reads the test images once, and saves; raises OSError."""
     temperature = measures.fit_temperature(predict.logits(network, holdout.images), holdout.labels)
@@ -47,7 +45,7 @@ def write(
         classes=dataset.classes,
         input_size=recipe.image_size,
         architecture=recipe.arch,
-        arguments=arguments,
+        arguments=recipe.network_arguments(len(dataset.classes)),
         parameters=sum(p.numel() for p in network.parameters()),
         temperature=temperature,
         test_accuracy=0.0,
@@ -57,13 +55,13 @@ def write(
     references = _references(holdout)
     weights = Weights(card, half(network), references, np.empty(0, np.float32), "")
     probabilities = _exact(weights, references)
-    card = card.model_copy(update=_results(weights, holdout, dataset.test, seconds, device))
+    card = card.model_copy(update=_results(weights, holdout, dataset.test, seconds))
     save(path, card, weights.state, references, probabilities)
     return card
 
 
-def _results(weights: Weights, holdout: Split, test: Split, seconds: float, device: str) -> dict[str, Any]:
-    answers = served(weights, test.images, device)
+def _results(weights: Weights, holdout: Split, test: Split, seconds: float) -> dict[str, Any]:
+    answers = served(weights, test.images)
     accuracy = measures.accuracy(answers, test.labels)
     low, high = measures.wilson(accuracy, len(test))
     return {
@@ -73,7 +71,7 @@ def _results(weights: Weights, holdout: Split, test: Split, seconds: float, devi
             "test_accuracy_interval": [round(low, 4), round(high, 4)],
             "test_calibration_error": round(measures.calibration_error(answers, test.labels), 4),
             "holdout_images": len(holdout),
-            "holdout_accuracy": round(measures.accuracy(served(weights, holdout.images, device), holdout.labels), 4),
+            "holdout_accuracy": round(measures.accuracy(served(weights, holdout.images), holdout.labels), 4),
             "training_s": round(seconds),
         },
     }

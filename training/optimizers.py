@@ -1,9 +1,11 @@
 """Muon: momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
 
-from collections.abc import Iterable
+from math import inf
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from app.model.networks import BatchNorm, ConvNet
 from training.recipe import Recipe
@@ -23,14 +25,14 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     return x.T if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """For convolution filters, flattened to [out, in * k * k].
 
     Before each step the filters are scaled back to norm sqrt(out), which takes the place of weight decay.
     torch.optim.Muon takes 2-D parameters only and has no such scaling.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float) -> None:
+    def __init__(self, params: Any, lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -46,34 +48,39 @@ class Muon(torch.optim.Optimizer):
                 p.add_(orthogonalize(update.flatten(1)).view_as(p), alpha=-group["lr"])
 
 
-def build(network: ConvNet, recipe: Recipe, batch_size: int) -> list[torch.optim.Optimizer]:
-    """Muon for the filters, SGD for biases and head. Every group carries `initial_lr` and `epochs` for `schedule`.
+def build(network: nn.Module, recipe: Recipe, batch_size: int, total: int, per_epoch: int) -> list[Optimizer]:
+    """The recipe's optimizers. Every group carries `initial_lr` and `end`, the step at which its rate is 0."""
+    if isinstance(network, ConvNet) and recipe.optimizer == "muon":
+        optimizers = _muon_and_sgd(network, recipe, batch_size, total, per_epoch)
+    else:
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizers = [torch.optim.SGD([{"params": trainable, "end": inf}], recipe.lr, recipe.momentum)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
 
-    SGD's rates fit losses that are summed over the batch, so that they hold for any batch size.
-    """
+
+def _muon_and_sgd(network: ConvNet, recipe: Recipe, batch_size: int, total: int, per_epoch: int) -> list[Optimizer]:
+    """Muon for the filters, SGD for biases and head, at rates for losses summed over a batch of any size."""
     shrink = recipe.weight_decay * batch_size
     norms = [module.bias for module in network.modules() if isinstance(module, BatchNorm)]
     groups = [
-        ([network.whiten.bias], recipe.bias_lr, recipe.whiten_bias_epochs),
-        (norms, recipe.bias_lr, None),
-        ([network.head.weight], recipe.head_lr, None),
+        ([network.whiten.bias], recipe.bias_lr, min(total, recipe.whiten_bias_epochs * per_epoch)),
+        (norms, recipe.bias_lr, total),
+        ([network.head.weight], recipe.head_lr, total),
     ]
     sgd = torch.optim.SGD(
-        [{"params": params, "lr": lr, "weight_decay": shrink / lr, "epochs": epochs} for params, lr, epochs in groups],
+        [{"params": params, "lr": lr, "weight_decay": shrink / lr, "end": end} for params, lr, end in groups],
         momentum=recipe.momentum,
         nesterov=True,
     )
     filters = [parameter for parameter in network.groups.parameters() if parameter.ndim == 4]
-    muon = Muon(filters, recipe.filter_lr, recipe.filter_momentum)
-    muon.param_groups[0]["epochs"] = None
-    for group in sgd.param_groups + muon.param_groups:
-        group["initial_lr"] = group["lr"]
-    return [sgd, muon]
+    return [sgd, Muon([{"params": filters, "end": total}], recipe.filter_lr, recipe.filter_momentum)]
 
 
-def schedule(optimizers: list[torch.optim.Optimizer], step: int, total: int, per_epoch: int) -> None:
-    """Lets every rate fall linearly to 0 at the end of the run, or of the group's own `epochs`."""
+def schedule(optimizers: list[Optimizer], step: int) -> None:
+    """Lets every rate fall linearly from its initial value to 0 at its group's end."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            end = total if group["epochs"] is None else min(total, group["epochs"] * per_epoch)
-            group["lr"] = group["initial_lr"] * max(0.0, 1 - step / end)
+            group["lr"] = group["initial_lr"] * max(0.0, 1 - step / group["end"])

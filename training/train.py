@@ -1,6 +1,7 @@
 """Trains a network on a data folder and writes one weights file.
 
     python -m training.train --data DIR --out weights/cifar10.safetensors
+    torchrun --nproc-per-node=2 -m training.train --data DIR ...
 
 The default recipe and the figures it reached are in docs/training.md.
 """
@@ -13,22 +14,25 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.errors import ThirtytwoError
+from app.model import networks
 from app.model.engine import pick_device
 from app.model.networks import ConvNet
-from training import augment, checkpoint, data, export, measures, optimizers, predict
+from training import checkpoint, data, distributed, export, measures, optimizers, predict
+from training.batches import Batches
 from training.data import DataSet, Split
+from training.distributed import Ranks
 from training.recipe import Recipe, add_flags, from_flags
 
 logger = logging.getLogger("training")
@@ -53,44 +57,25 @@ class Epoch(NamedTuple):
     holdout_accuracy: float
 
 
-class Batches:
-    """Augmented batches in an order that depends on seed and step only, so that a run can resume at any step."""
-
-    def __init__(self, split: Split, recipe: Recipe, fill: Tensor) -> None:
-        self.split = split
-        self.recipe = recipe
-        self.fill = fill  # colour of covered squares, uint8 [3]
-        self.padded = augment.pad(split.images, recipe.translate)
-        self.batch_size = min(recipe.batch_size, len(split))
-        self.per_epoch = len(split) // self.batch_size
-
-    def epoch(self, number: int, first: int = 0) -> Iterator[Split]:
-        """The batches of an epoch from number `first` on; the few images left over wait for the next shuffle."""
-        recipe, size = self.recipe, self.batch_size
-        order = torch.randperm(len(self.split), generator=_generator(recipe.seed, number, 0))
-        mirrored = augment.alternate_flips(len(self.split), number, recipe.seed)
-        for i in range(first, self.per_epoch):
-            chance = _generator(recipe.seed, number, i + 1)
-            index = order[i * size : (i + 1) * size]
-            images = augment.crop(self.padded, index, recipe.image_size, mirrored[index], chance)
-            images = augment.cutout(images, recipe.cutout, self.fill, chance)
-            images = augment.recompress(images, recipe.jpeg, recipe.jpeg_quality, chance)
-            yield Split(images, self.split.labels[index])
-
-
 class Trainer:
     """A network in training: what a checkpoint holds, and one pass over the data at a time."""
 
-    def __init__(self, network: ConvNet, recipe: Recipe, batches: Batches, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, batches: Batches, device: torch.device, ranks: Ranks
+    ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.recipe = recipe
         self.batches = batches
         self.device = device
-        self.total_steps = math.ceil(recipe.epochs * batches.per_epoch)
-        self.optimizers = optimizers.build(self.network, recipe, batches.batch_size)
+        self.ranks = ranks
+        self.total_steps = recipe.steps or math.ceil(recipe.epochs * batches.per_epoch)
+        self.optimizers = optimizers.build(
+            self.network, recipe, batches.batch_size, self.total_steps, batches.per_epoch
+        )
         self.step = 0
         self.seconds = 0.0
         self.history: list[Epoch] = []
+        self._parallel = ranks.wrap(self.network)
 
     @property
     def finished(self) -> bool:
@@ -113,37 +98,41 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = [Epoch(*epoch) for epoch in state["history"]]
 
-    def run_epoch(self, after_step: Any) -> tuple[float, float, float]:
+    def run_epoch(self, after_step: Callable[[], None]) -> tuple[float, float, float]:
         """One pass, or what is left of it; gives images/s, mean loss and accuracy. Raises Diverged."""
         number, first = divmod(self.step, self.batches.per_epoch)
         last = min(self.batches.per_epoch, first + self.total_steps - self.step)
-        loss_sum, hits, count, begun = 0.0, 0, 0, time.monotonic()
+        loss_sum, hits, count, begun = 0.0, 0.0, 0.0, time.monotonic()
         self.network.train()
-        with tqdm(total=last - first, desc=f"epoch {number + 1}", unit="batch", leave=False, disable=None) as bar:
+        quiet = None if self.ranks.first else True  # None: a bar on terminals only
+        with tqdm(total=last - first, desc=f"epoch {number + 1}", unit="batch", leave=False, disable=quiet) as bar:
             for _, batch in zip(range(first, last), self.batches.epoch(number, first), strict=False):
                 step_begun = time.monotonic()
                 loss, correct = self._step(batch)
-                loss_sum, hits, count = loss_sum + loss, hits + correct, count + len(batch.labels)
+                loss_sum, hits, count = loss_sum + loss, hits + correct, count + len(batch)
                 self.seconds += time.monotonic() - step_begun
-                rate = count / (time.monotonic() - begun)
+                rate = self.ranks.world * count / (time.monotonic() - begun)
                 bar.set_postfix_str(f"{rate:.0f} images/s, loss {loss_sum / count:.3f}, accuracy {hits / count:.2%}")
                 bar.update()
                 after_step()
+        loss_sum, hits, count = self.ranks.total(loss_sum, hits, count)
         return count / (time.monotonic() - begun), loss_sum / count, hits / count
 
     def _step(self, batch: Split) -> tuple[float, int]:
-        """One update; gives the summed loss and the number of right answers."""
-        optimizers.schedule(self.optimizers, self.step, self.total_steps, self.batches.per_epoch)
+        """One update; gives the summed loss and the number of right answers of this process's share."""
+        optimizers.schedule(self.optimizers, self.step)
         images = batch.images.to(self.device).permute(0, 3, 1, 2)
         labels = batch.labels.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            logits = self.network(images)
+            logits = self._parallel(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
         if not torch.isfinite(loss):
             raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
+        # Muon's companions want the sum over the whole batch; the processes' gradients are averaged
+        scale = self.ranks.world if self.recipe.optimizer == "muon" else 1 / len(batch)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        (loss * scale).backward()
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
@@ -152,41 +141,50 @@ class Trainer:
 
 def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float) -> None:
     """Runs to the end; writes checkpoints and metrics.jsonl into the run's folder. Raises Diverged or Stopped."""
-    file, saved_at, stop = run / "checkpoint.pt", time.monotonic(), _StopRequest()
+    file, saved_at, ranks = run / "checkpoint.pt", time.monotonic(), trainer.ranks
+
+    def save() -> None:
+        nonlocal saved_at
+        if ranks.first:
+            checkpoint.save(file, trainer.state())
+        saved_at = time.monotonic()
 
     def after_step() -> None:
-        nonlocal saved_at
-        if stop.signal or time.monotonic() - saved_at > checkpoint_s:
-            checkpoint.save(file, trainer.state())
-            saved_at = time.monotonic()
-        if stop.signal:
+        stopping = ranks.total(stop.signal)[0] > 0
+        if stopping or time.monotonic() - saved_at > checkpoint_s:
+            save()
+        if stopping:
             raise Stopped(f"Stopped at step {trainer.step} of {trainer.total_steps}; --resume goes on from here.")
 
-    with stop, (run / "metrics.jsonl").open("a") as log:
+    with _StopRequest() as stop:
         while not trainer.finished:
             rate, loss, train_accuracy = trainer.run_epoch(after_step)
-            scores = predict.logits(trainer.network, holdout.images)
-            accuracy = measures.accuracy(scores, holdout.labels)
+            accuracy = measures.accuracy(predict.logits(trainer.network, holdout.images), holdout.labels)
             epoch = Epoch(len(trainer.history) + 1, trainer.seconds, rate, loss, train_accuracy, accuracy)
             trainer.history.append(epoch)
-            print(json.dumps(epoch._asdict()), file=log, flush=True)
-            left = (trainer.total_steps - trainer.step) * trainer.seconds / trainer.step
-            print(
-                f"epoch {epoch.epoch:3d}  loss {loss:.3f}  train {train_accuracy:.2%}  held out {accuracy:.2%}  "
-                f"{rate:.0f} images/s  {trainer.seconds:.0f} s, {left:.0f} s to go",
-                flush=True,
-            )
-            checkpoint.save(file, trainer.state())
+            save()
+            if ranks.first:
+                _log(trainer, epoch, run / "metrics.jsonl")
+
+
+def _log(trainer: Trainer, epoch: Epoch, file: Path) -> None:
+    with file.open("a") as log:
+        print(json.dumps(epoch._asdict()), file=log)
+    left = (trainer.total_steps - trainer.step) * trainer.seconds / trainer.step
+    print(
+        f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  held out "
+        f"{epoch.holdout_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.0f} s, {left:.0f} s to go",
+        flush=True,
+    )
 
 
 class _StopRequest:
     """Turns Ctrl-C and SIGTERM into a flag that is read between steps, where the state is whole."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "_StopRequest":
         self.signal = 0
-
-    def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
@@ -196,13 +194,13 @@ class _StopRequest:
         self.signal = number
 
 
-def prepare(recipe: Recipe, split: Split, classes: list[str]) -> tuple[ConvNet, dict[str, Any]]:
-    """A network fitted to the statistics of the training images, and the arguments that build it again."""
+def prepare(recipe: Recipe, split: Split, classes: int) -> nn.Module:
+    """A network as the recipe describes it, fitted to the statistics of the training images."""
     torch.manual_seed(recipe.seed)
-    arguments: dict[str, Any] = {"classes": len(classes), "widths": recipe.widths, "depth": recipe.depth}
-    network = ConvNet(**arguments)
-    network.initialize(split.images[:5000])
-    return network, arguments
+    network = networks.build(recipe.arch, recipe.network_arguments(classes))
+    if isinstance(network, ConvNet):
+        network.initialize(split.images[:5000])
+    return network
 
 
 def keep_memory() -> None:
@@ -212,14 +210,6 @@ def keep_memory() -> None:
         m_mmap_max, m_trim_threshold = -4, -1
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, -1)
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """Seeded by several numbers, each below a million."""
-    seed = 0
-    for number in numbers:
-        seed = seed * 1_000_003 + number
-    return torch.Generator().manual_seed(seed % 2**63)
 
 
 def _report_data(dataset: DataSet) -> None:
@@ -234,71 +224,70 @@ def _report_data(dataset: DataSet) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.splitlines()[0])
-    parser.add_argument(
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add(
         "--data",
         type=Path,
         required=True,
         metavar="DIR",
         help="torchvision's CIFAR-10 folder, or one with train/<class>/* and test/<class>/*",
     )
-    parser.add_argument(
+    add(
         "--out",
         type=Path,
         default=Path("weights/model.safetensors"),
         metavar="FILE",
         help="weights file to write [%(default)s]",
     )
-    parser.add_argument("--name", help="the model's name on its card [the name of --out]")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of checkpoints and logs [runs/<name>]")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 into --data first")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
-    parser.add_argument(
-        "--checkpoint-s",
-        type=float,
-        default=60.0,
-        metavar="X",
-        help="seconds between checkpoints, which cost about 0.1 s each [%(default)s]",
-    )
+    add("--name", help="the model's name on its card [the name of --out]")
+    add("--run-dir", type=Path, metavar="DIR", help="folder of checkpoints and logs [runs/<name>]")
+    add("--resume", action="store_true", help="go on from the run's last checkpoint, with its recipe")
+    add("--download", action="store_true", help="fetch CIFAR-10 into --data first")
+    add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
+    add("--checkpoint-s", type=float, default=60.0, metavar="X",
+        help="seconds between checkpoints, which cost about 0.1 s each [%(default)s]")  # fmt: skip
     add_flags(parser)
     return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    recipe, name = from_flags(arguments), arguments.name or arguments.out.stem
+    folder: Path = arguments.run_dir or Path("runs") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = checkpoint.load(folder / "checkpoint.pt") if arguments.resume else None
+    if saved:
+        recipe = Recipe(**saved["recipe"])
+    if arguments.download and ranks.first:
+        data.download(arguments.data)
+    ranks.total(0)  # the others wait for it
+    dataset = data.load(arguments.data, recipe.image_size)
+    if ranks.first:
+        _report_data(dataset)
+    split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
+    network = prepare(recipe, split, len(dataset.classes))
+    batches = Batches(split, recipe, ranks.rank, ranks.world)
+    trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks)
+    if saved:
+        trainer.restore(saved)
+    train(trainer, holdout, folder, arguments.checkpoint_s)
+    if ranks.first:
+        card = export.write(arguments.out, name, dataset, holdout, trainer.network, recipe, trainer.seconds)
+        print(f"{arguments.out}: test accuracy {card.test_accuracy:.2%} after {trainer.seconds:.0f} s of training")
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     logging.basicConfig(format="%(message)s")
+    keep_memory()
     try:
-        run(arguments)
+        with distributed.join(pick_device(arguments.device)) as ranks:
+            run(arguments, ranks)
     except Stopped as stop:
         print(stop)
         sys.exit(130)
     except (ThirtytwoError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    keep_memory()
-    recipe, name = from_flags(arguments), arguments.name or arguments.out.stem
-    folder: Path = arguments.run or Path("runs") / name
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = checkpoint.load(folder / "checkpoint.pt") if arguments.resume else None
-    if saved:
-        recipe = Recipe(**saved["recipe"])
-    dataset = data.load(arguments.data, recipe.image_size, arguments.download)
-    _report_data(dataset)
-    split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
-    network, network_arguments = prepare(recipe, split, dataset.classes)
-    fill = split.images.view(-1, 3).float().mean(0).round().to(torch.uint8)
-    device = pick_device(arguments.device)
-    trainer = Trainer(network, recipe, Batches(split, recipe, fill), device)
-    if saved:
-        trainer.restore(saved)
-    train(trainer, holdout, folder, arguments.checkpoint_s)
-    card = export.write(
-        arguments.out, name, dataset, holdout, trainer.network, network_arguments, recipe, trainer.seconds, str(device)
-    )
-    print(f"{arguments.out}: test accuracy {card.test_accuracy:.2%}, {card.results['training_s']:.0f} s of training")
 
 
 if __name__ == "__main__":

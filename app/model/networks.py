@@ -127,7 +127,44 @@ def fold(network: nn.Module) -> nn.Module:
     return network
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"convnet": ConvNet}
+class LeNet(nn.Module):
+    """Two convolutions and three linear layers on pixels in [0, 1] (after LeCun et al. 1998), for 32 x 32 images."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(_to_unit(images, self)))
+        return logits.float()
+
+
+class MLP(nn.Module):
+    """Three linear layers with sigmoids between them, on the image reduced to 4 x 4; for 10 classes 1,046 weights."""
+
+    def __init__(self, classes: int, hidden: int = 14) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(48, hidden), nn.Sigmoid(), nn.Linear(hidden, hidden), nn.Sigmoid(), nn.Linear(hidden, classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        reduced = F.adaptive_avg_pool2d(_to_unit(images, self), 4)
+        logits: Tensor = self.layers(reduced.flatten(1))
+        return logits.float()
+
+
+def _to_unit(images: Tensor, network: nn.Module) -> Tensor:
+    """Pixel values 0..255 to [0, 1], in the type that the network computes in."""
+    return images.to(next(network.parameters()).dtype) / 255
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"convnet": ConvNet, "lenet": LeNet, "mlp": MLP}
 
 
 def build(architecture: str, arguments: dict[str, Any]) -> nn.Module:

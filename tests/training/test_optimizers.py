@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from app.model.networks import ConvNet
+from app.model.networks import MLP, ConvNet, LeNet
 from training import optimizers
 from training.optimizers import Muon, orthogonalize
-from training.recipe import Recipe
+from training.recipe import RECIPES, Recipe
 
 
 @pytest.mark.parametrize("shape", [(16, 72), (72, 16), (32, 32)])
@@ -33,17 +33,24 @@ def test_muon_keeps_filters_near_their_norm_and_lowers_the_loss() -> None:
 
 
 def test_rates_fall_to_zero_at_the_end_of_their_group() -> None:
-    built = optimizers.build(ConvNet(10, (8, 8, 8)), Recipe(whiten_bias_epochs=3), batch_size=100)
+    recipe = Recipe(whiten_bias_epochs=3)
+    built = optimizers.build(ConvNet(10, (8, 8, 8)), recipe, batch_size=100, total=100, per_epoch=10)
     groups = [group for optimizer in built for group in optimizer.param_groups]
-    optimizers.schedule(built, step=0, total=100, per_epoch=10)
+    optimizers.schedule(built, step=0)
     assert all(group["lr"] == group["initial_lr"] for group in groups)
-    optimizers.schedule(built, step=30, total=100, per_epoch=10)
+    optimizers.schedule(built, step=30)
     assert [group["lr"] / group["initial_lr"] for group in groups] == pytest.approx([0, 0.7, 0.7, 0.7])
 
 
-def test_every_trainable_parameter_has_one_optimizer() -> None:
-    network = ConvNet(10, (8, 8, 8), depth=3)
-    built = optimizers.build(network, Recipe(), batch_size=100)
+def test_plain_sgd_keeps_its_rate() -> None:
+    built = optimizers.build(LeNet(10), RECIPES["lenet"], batch_size=4, total=100, per_epoch=50)
+    optimizers.schedule(built, step=99)
+    assert [group["lr"] for optimizer in built for group in optimizer.param_groups] == [0.001]
+
+
+@pytest.mark.parametrize("network", [ConvNet(10, (8, 8, 8), depth=3), LeNet(10), MLP(10)])
+def test_every_trainable_parameter_has_one_optimizer(network: torch.nn.Module) -> None:
+    built = optimizers.build(network, Recipe(), batch_size=100, total=10, per_epoch=5)
     held = [p for optimizer in built for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
     assert len(held) == len({id(p) for p in held})

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from app.model import weights
+from app.settings import Settings
+from tests.conftest import serving
 from training import evaluate, train
 
 SMALL = ["--widths", "8,8,8", "--epochs", "8", "--batch-size", "30", "--holdout", "0.2", "--filter-lr", "0.05"]
@@ -20,7 +22,7 @@ SMALL = ["--widths", "8,8,8", "--epochs", "8", "--batch-size", "30", "--holdout"
 
 def fit(folder: Path, tmp: Path, *flags: str) -> Path:
     out = tmp / "shades.safetensors"
-    train.main(["--data", str(folder), "--out", str(out), "--run", str(tmp / "run"), *SMALL, *flags])
+    train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp / "run"), *SMALL, *flags])
     return out
 
 
@@ -45,7 +47,7 @@ def test_a_seed_repeats_a_run(folder: Path, tmp_path: Path) -> None:
 
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     whole = weights.load(fit(folder, tmp_path / "whole", "--epochs", "30", "--checkpoint-s", "0"))
-    flags = ["--data", str(folder), "--out", str(tmp_path / "cut.safetensors"), "--run", str(tmp_path / "cut")]
+    flags = ["--data", str(folder), "--out", str(tmp_path / "cut.safetensors"), "--run-dir", str(tmp_path / "cut")]
     flags += [*SMALL, "--epochs", "30", "--checkpoint-s", "0"]
     for number in (signal.SIGKILL, signal.SIGTERM):
         checkpoint = tmp_path / "cut" / "checkpoint.pt"
@@ -85,7 +87,7 @@ def test_what_goes_wrong_is_one_sentence(folder: Path, tmp_path: Path, flags: li
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"DataError: .*neither cifar-10-batches-py"):
-        train.main(["--data", str(tmp_path / "none"), "--run", str(tmp_path / "run")])
+        train.main(["--data", str(tmp_path / "none"), "--run-dir", str(tmp_path / "run")])
 
 
 def test_evaluate_reproduces_the_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,3 +104,29 @@ def test_evaluate_reproduces_the_card(folder: Path, tmp_path: Path, capsys: pyte
 def test_evaluate_refuses_other_classes(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
     with pytest.raises(SystemExit, match="other classes than the weights"):
         evaluate.main(["--weights", str(tiny_weights), "--data", str(folder)])
+
+
+@pytest.mark.parametrize("arch", ["lenet", "mlp"])
+def test_the_articles_networks_train_by_one_flag_and_are_served(folder: Path, tmp_path: Path, arch: str) -> None:
+    out = tmp_path / f"{arch}.safetensors"
+    train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "run"), "--arch", arch])
+    loaded = weights.load(out)
+    assert loaded.card.architecture == arch
+    assert loaded.card.recipe["optimizer"] == "sgd"
+    with serving(Settings(weights=out, max_batch=4)) as client:
+        files = [("file", ("x.png", next((folder / "test" / "dim").iterdir()).read_bytes()))]
+        assert client.post("/predict", files=files).json()["predictions"][0]["label"] in loaded.card.classes
+
+
+def test_two_processes_train_one_network(folder: Path, tmp_path: Path) -> None:
+    """Both see a half of every batch, and end with one set of weights as good as one process's."""
+    out = tmp_path / "two.safetensors"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    flags = ["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "run"), *SMALL]
+    ended = subprocess.run(
+        [*launcher, "-m", "training.train", *flags], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("test accuracy") == 1
+    assert weights.load(out).card.test_accuracy > 0.9
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8

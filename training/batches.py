@@ -1,0 +1,49 @@
+"""Augmented batches in an order that depends on seed and step only, so that a run can go on at any step."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from training import augment
+from training.data import Split
+from training.recipe import Recipe
+
+
+class Batches:
+    """Cuts every epoch's shuffle into batches, and each batch into one share a process."""
+
+    def __init__(self, split: Split, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
+        self.split = split
+        self.recipe = recipe
+        self.rank = rank
+        self.share = max(1, min(recipe.batch_size, len(split)) // world)  # images of this process in a batch
+        self.batch_size = self.share * world
+        self.per_epoch = len(split) // self.batch_size
+        self._padded = augment.pad(split.images, recipe.translate)
+        self._fill = split.images.reshape(-1, 3).float().mean(0).round().to(torch.uint8)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Split]:
+        """The batches of an epoch from number `first` on; the few images left over wait for the next shuffle."""
+        recipe, count = self.recipe, len(self.split)
+        order = torch.randperm(count, generator=_generator(recipe.seed, number))
+        flips = augment.alternate_flips(count, number, recipe.seed)
+        for i in range(first, self.per_epoch):
+            begin = i * self.batch_size + self.rank * self.share
+            index = order[begin : begin + self.share]
+            chance = _generator(recipe.seed, number, i, self.rank)
+            yield Split(self._augment(index, flips[index] & recipe.flip, chance), self.split.labels[index])
+
+    def _augment(self, index: Tensor, mirrored: Tensor, chance: torch.Generator) -> Tensor:
+        recipe = self.recipe
+        images = augment.crop(self._padded, index, recipe.image_size, mirrored, chance)
+        images = augment.cutout(images, recipe.cutout, self._fill, chance)
+        return augment.recompress(images, recipe.jpeg, recipe.jpeg_quality, chance)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """Seeded by several small numbers."""
+    seed = len(numbers)
+    for number in numbers:
+        seed = seed * 1_000_003 + number
+    return torch.Generator().manual_seed(seed % 2**63)
