@@ -64,7 +64,7 @@ class ModelCard(BaseModel):
     arguments: dict[str, Any]
     parameters: int
     temperature: float
-    test_accuracy: float
+    test_accuracy: float | None
     data_set: str
     recipe: dict[str, Any]
     results: dict[str, Any]

@@ -33,8 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     figures |= {"name": card.name, "version": loaded.version, "card_accuracy": card.test_accuracy}
     folder = arguments.out or Path("runs") / f"evaluate-{loaded.version}"
     report.write(folder, figures)
+    claimed = "no test accuracy" if card.test_accuracy is None else f"{card.test_accuracy:.2%}"
     print(
-        f"{card.name} {loaded.version}, {card.test_accuracy:.2%} on its card\n\n{report.text(figures)}\n\n"
+        f"{card.name} {loaded.version}, {claimed} on its card\n\n{report.text(figures)}\n\n"
         f"JSON and plots are in {folder}"
     )
 

@@ -37,8 +37,9 @@ def write(
     network: nn.Module,
     recipe: Recipe,
     seconds: float,
+    skip_test: bool = False,
 ) -> Card:
-    """Fits the temperature on the held-out images, reads the test images once, and saves; raises OSError."""
+    """Fits the temperature on the held-out images, reads the test images once, if at all, and saves; raises OSError."""
     temperature = measures.fit_temperature(predict.logits(network, holdout.images), holdout.labels)
     card = Card(
         name=name,
@@ -48,32 +49,38 @@ def write(
         arguments=recipe.network_arguments(len(dataset.classes)),
         parameters=sum(p.numel() for p in network.parameters()),
         temperature=temperature,
-        test_accuracy=0.0,
+        test_accuracy=None,
         data_set=dataset.name,
         recipe=asdict(recipe),
+        results={"training_s": round(seconds)},
     )
     references = _references(holdout)
     weights = Weights(card, half(network), references, np.empty(0, np.float32), "")
     probabilities = _exact(weights, references)
-    card = card.model_copy(update=_results(weights, holdout, dataset.test, seconds))
+    results = card.results | _holdout_results(weights, holdout)
+    if skip_test:
+        card = card.model_copy(update={"results": results})
+    else:
+        accuracy, test_results = _test_results(weights, dataset.test)
+        card = card.model_copy(update={"test_accuracy": accuracy, "results": results | test_results})
     save(path, card, weights.state, references, probabilities)
     return card
 
 
-def _results(weights: Weights, holdout: Split, test: Split, seconds: float) -> dict[str, Any]:
+def _holdout_results(weights: Weights, holdout: Split) -> dict[str, Any]:
+    accuracy = measures.accuracy(served(weights, holdout.images), holdout.labels)
+    return {"holdout_images": len(holdout), "holdout_accuracy": round(accuracy, 4)}
+
+
+def _test_results(weights: Weights, test: Split) -> tuple[float, dict[str, Any]]:
     answers = served(weights, test.images)
     accuracy = measures.accuracy(answers, test.labels)
     low, high = measures.wilson(accuracy, len(test))
-    return {
-        "test_accuracy": accuracy,
-        "results": {
-            "test_images": len(test),
-            "test_accuracy_interval": [round(low, 4), round(high, 4)],
-            "test_calibration_error": round(measures.calibration_error(answers, test.labels), 4),
-            "holdout_images": len(holdout),
-            "holdout_accuracy": round(measures.accuracy(served(weights, holdout.images), holdout.labels), 4),
-            "training_s": round(seconds),
-        },
+    error = measures.calibration_error(answers, test.labels)
+    return round(accuracy, 6), {
+        "test_images": len(test),
+        "test_accuracy_interval": [round(low, 4), round(high, 4)],
+        "test_calibration_error": round(error, 4),
     }
 
 

@@ -41,7 +41,7 @@ class Card(BaseModel):
     arguments: dict[str, Any]
     parameters: Annotated[int, Field(gt=0)]
     temperature: Annotated[float, Field(gt=0, lt=100, description="logits are divided by it before softmax")]
-    test_accuracy: Annotated[float, Field(ge=0, le=1)]
+    test_accuracy: Annotated[float | None, Field(ge=0, le=1, description="null where the test images were left unread")]
     data_set: str
     recipe: dict[str, Any]
     results: dict[str, Any] = Field(default_factory=dict, description="further figures from training")

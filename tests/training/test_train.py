@@ -94,11 +94,18 @@ def test_evaluate_reproduces_the_card(folder: Path, tmp_path: Path, capsys: pyte
     out = fit(folder, tmp_path)
     evaluate.main(["--weights", str(out), "--data", str(folder), "--out", str(tmp_path / "report")])
     figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert figures["accuracy"] == weights.load(out).card.test_accuracy
+    assert figures["accuracy"] == pytest.approx(weights.load(out).card.test_accuracy, abs=1e-6)
     assert set(figures["per_class"]) == {"bright", "dim", "middling"}
     for name in ("confusion.png", "reliability.png"):
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_test_images_can_be_left_unread(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = weights.load(fit(folder, tmp_path, "--skip-test")).card
+    assert card.test_accuracy is None
+    assert "test_images" not in card.results
+    assert "held-out accuracy" in capsys.readouterr().out
 
 
 def test_evaluate_refuses_other_classes(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
