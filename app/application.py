@@ -12,12 +12,13 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.staticfiles import StaticFiles
 
-from app import __version__, classifier, problems, settings
-from app.batcher import Batcher
+from app import __version__, problems, settings
+from app.batcher import Batcher, batch_sizes
+from app.classifier import Classifier
 from app.lifecycle import Lifecycle, Phase, draining_signals
 from app.metrics import Metrics
 from app.middleware import RequestContext
-from app.model import weights
+from app.model import engine, weights
 from app.model.images import Pixels
 from app.routes import ASSETS, router
 from app.schemas import Problem
@@ -61,13 +62,13 @@ def _lifespan(config: Settings, metrics: Metrics) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle = Lifecycle()
-        loaded = classifier.load(weights.load(config.weights), config.device, config.threads, config.max_batch)
-        engine, card = loaded.engine, loaded.weights.card
-        metrics.model_info.labels(card.name, loaded.weights.version, engine.name, engine.device, engine.precision).set(
-            1
-        )
+        file = weights.load(config.weights)
+        runner = engine.load(file, config.device, config.threads, config.engine, config.precision)
+        sizes = batch_sizes(config.max_batch)
+        loaded, card = Classifier(file, runner, sizes), file.card
+        metrics.model_info.labels(card.name, file.version, runner.name, runner.device, runner.precision).set(1)
         batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
-            loaded.classify, config.max_batch, config.max_queue, metrics.observe_batch
+            loaded.classify, sizes, config.max_queue, metrics.observe_batch
         )
         with ThreadPoolExecutor(2, "decode") as decoders, draining_signals(lifecycle, config.drain_s):
             batcher.start()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -19,6 +20,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12 and so on up to `largest`: few enough to prepare, dense enough to leave little waiting."""
+    sizes = {2**k * part // 2 for k in range(largest.bit_length()) for part in (2, 3)}
+    return sorted({size for size in sizes if size <= largest} | {largest})
 
 
 class Answer(NamedTuple, Generic[Result]):
@@ -62,7 +69,7 @@ Place = tuple[Ticket[Item, Result], int]
 
 
 class Batcher(Generic[Item, Result]):
-    """A bounded queue before one thread that calls `run` with 1 to `max_batch` items.
+    """A bounded queue before one thread that calls `run` with as many items as the largest of `sizes` that waits.
 
     `run` must give one result per item. When it raises, the batch is halved until only the guilty items fail.
     `on_batch(size, seconds)` is told of each pass.
@@ -71,12 +78,12 @@ class Batcher(Generic[Item, Result]):
     def __init__(
         self,
         run: Callable[[Sequence[Item]], Sequence[Result]],
-        max_batch: int,
+        sizes: Sequence[int],
         max_queue: int,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self._run = run
-        self._max_batch = max_batch
+        self._sizes = sorted(sizes)
         self._max_queue = max_queue
         self._on_batch = on_batch
         self._changed = threading.Condition()
@@ -157,17 +164,18 @@ class Batcher(Generic[Item, Result]):
             self._settle(batch, seconds)
 
     def _take(self) -> list[Place[Item, Result]]:
-        """The oldest waiting items, at most max_batch; empty once closed and drained."""
+        """The oldest waiting items, as many as the largest size that they fill; empty once closed and drained."""
         batch: list[Place[Item, Result]] = []
         with self._changed:
             while not self._tickets and not self._closed:
                 self._changed.wait()
             now = time.monotonic()
-            while self._tickets and len(batch) < self._max_batch:
+            size = self._sizes[max(0, bisect_right(self._sizes, self._waiting) - 1)]
+            while self._tickets and len(batch) < size:
                 ticket = self._tickets[0]
                 if ticket.taken == 0:
                     ticket.queue_s = now - ticket.submitted
-                end = min(len(ticket.items), ticket.taken + self._max_batch - len(batch))
+                end = min(len(ticket.items), ticket.taken + size - len(batch))
                 batch += ((ticket, i) for i in range(ticket.taken, end))
                 self._waiting -= end - ticket.taken
                 ticket.taken = end

@@ -64,6 +64,7 @@ class ModelCard(BaseModel):
     arguments: dict[str, Any]
     parameters: int
     temperature: float
+    activation_ranges: dict[str, float]
     test_accuracy: float | None
     data_set: str
     recipe: dict[str, Any]

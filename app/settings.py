@@ -26,8 +26,14 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps; auto prefers CUDA"
     )
+    engine: Literal["auto", "openvino", "torch"] = Field(
+        "auto", description="auto is openvino on a CPU, torch elsewhere"
+    )
+    precision: Literal["auto", "int8", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto is the fastest that the processor found computes well in"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of the model; 0: as many as this process may use")
-    max_batch: Count = Field(128, description="images in one pass of the network; more are no faster")
+    max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
     max_queue: Count = Field(1024, description="images waiting before 429; under a second of work")
     request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
     max_files: Count = Field(256, description="files in one request")

@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from app.application import create_app
-from app.model.networks import ConvNet
+from app.model.networks import ConvNet, fold
 from app.model.weights import Card, save
 from app.settings import Settings
 
@@ -35,10 +35,11 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = ConvNet(**arguments)
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     network.initialize(images)
-    state = {k: v.half().numpy() for k, v in network.state_dict().items() if v.is_floating_point()}
-    network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=False)
+    folded = fold(network)
+    state = {name: value.half().numpy() for name, value in folded.state_dict().items()}
+    folded.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     with torch.inference_mode():
-        probabilities = network.eval()(images.permute(0, 3, 1, 2)).softmax(1).numpy()
+        probabilities = folded(images.permute(0, 3, 1, 2)).softmax(1).numpy()
     card = Card(
         name="tiny",
         classes=CLASSES,
@@ -47,6 +48,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments=arguments,
         parameters=sum(p.numel() for p in network.parameters()),
         temperature=1.0,
+        activation_ranges={f"groups.{group}.convs.{i}": 8.0 for group in range(3) for i in range(2)},
         test_accuracy=0.1,
         data_set="noise",
         recipe={},

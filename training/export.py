@@ -1,5 +1,6 @@
 """A trained network as a weights file: calibrated, rounded to half precision, and measured as it will be served."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,25 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.model.engine import TorchEngine, load_network
+from app.model import engine, networks
+from app.model.networks import ConvNet
+from app.model.torch_engine import load_network
 from app.model.weights import Card, Tensors, Weights, save
 from training import measures, predict
 from training.data import DataSet, Split
 from training.recipe import Recipe
 
+SERVED_BATCH = 64
+CALIBRATION = 512  # held-out pictures that the ranges of int8 are read from
 REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
 
 
 def half(network: nn.Module) -> Tensors:
-    """The network's state in half precision, counters left out."""
-    state = network.state_dict()
-    return {name: value.cpu().half().numpy() for name, value in state.items() if value.is_floating_point()}
+    """The state of the network as it is served, in half precision."""
+    return {name: value.cpu().half().numpy() for name, value in networks.fold(network).state_dict().items()}
 
 
 def served(weights: Weights, images: Tensor, device: str = "auto") -> Tensor:
-    """Probabilities float32 [N, classes] from the engine that serves, one view an image."""
-    engine = TorchEngine(weights, device, threads=torch.get_num_threads())
-    return torch.cat([torch.from_numpy(engine(part.numpy())) for part in images.split(500)])
+    """Probabilities float32 [N, classes] from the engine that serves by default, one view an image."""
+    run = engine.load(weights, device)
+    return torch.cat([torch.from_numpy(run(part.numpy())) for part in images.split(SERVED_BATCH)])
 
 
 def write(
@@ -56,7 +60,9 @@ def write(
     )
     references = _references(holdout)
     weights = Weights(card, half(network), references, np.empty(0, np.float32), "")
+    card = card.model_copy(update={"activation_ranges": _activation_ranges(weights, holdout.images[:CALIBRATION])})
     probabilities = _exact(weights, references)
+    weights = weights._replace(card=card, reference_probabilities=probabilities)
     results = card.results | _holdout_results(weights, holdout)
     if skip_test:
         card = card.model_copy(update={"results": results})
@@ -91,9 +97,27 @@ def _references(holdout: Split) -> np.ndarray:
 
 
 @torch.inference_mode()
+def _activation_ranges(weights: Weights, images: Tensor) -> dict[str, float]:
+    """The largest input of each convolution of a ConvNet's groups; empty for other networks."""
+    network, ranges = load_network(weights), dict[str, float]()
+    if not isinstance(network, ConvNet):
+        return ranges
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: ranges.update({name: max(ranges.get(name, 0.0), inputs[0].max().item())})
+
+    for name, module in network.groups.named_modules(prefix="groups"):
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(note(name))
+    for part in images.split(SERVED_BATCH):
+        network(part.permute(0, 3, 1, 2))
+    return ranges
+
+
+@torch.inference_mode()
 def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
     """Probabilities of the stored weights in float32 on the CPU."""
-    network = load_network(weights).eval()
+    network = load_network(weights)
     logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
     probabilities: Tensor = (logits / weights.card.temperature).softmax(1)
     return probabilities.numpy()

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from app.errors import ThirtytwoError
 from app.model import networks
-from app.model.engine import pick_device
 from app.model.networks import ConvNet
+from app.model.torch_engine import pick_device
 from training import checkpoint, data, distributed, export, measures, optimizers, predict
 from training.batches import Batches
 from training.data import DataSet, Split

@@ -1,18 +1,19 @@
 """Engines run the network of a weights file on a device: uint8 pixels in, float32 probabilities out."""
 
-import os
-from typing import Any, Protocol
+import logging
+from importlib.util import find_spec
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from app.errors import SettingsError, WeightsError
-from app.model import networks
+from app.errors import WeightsError
+from app.model.processor import available_cpus, features, pick_precision
 from app.model.weights import Weights
 
-Probabilities = NDArray[np.float32]
+TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}  # of a reference probability
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -20,82 +21,82 @@ class Engine(Protocol):
     device: str
     precision: str
 
-    def __call__(self, images: NDArray[np.uint8]) -> Probabilities:
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels uint8 [N, S, S, 3] to probabilities float32 [N, classes]."""
         ...
 
 
-class TorchEngine:
-    """Eager torch with batch normalisation folded into the filters; bfloat16 where the processor computes in it."""
+def load(
+    weights: Weights, device: str = "auto", threads: int = 0, name: str = "auto", precision: str = "auto"
+) -> Engine:
+    """The engine asked for, checked against the file's reference images.
 
-    name = "torch"
-
-    def __init__(self, weights: Weights, device: str, threads: int) -> None:
-        self._device = pick_device(device)
-        self.device = str(self._device)
-        if self._device.type == "cpu":
-            torch.set_num_threads(threads or available_cpus())
-        dtype = pick_dtype(self._device)
-        self.precision = str(dtype).removeprefix("torch.")
-        network = networks.fold(load_network(weights)).eval()
-        self._network = network.to(self._device, dtype).to(memory_format=torch.channels_last)
-        self._temperature = weights.card.temperature
-
-    @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8]) -> Probabilities:
-        batch = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
-        logits: Tensor = self._network(batch).float() / self._temperature
-        return logits.softmax(1).cpu().numpy()
+    `auto` is OpenVINO on a CPU and torch elsewhere, or where OpenVINO cannot serve the file. Raises WeightsError or
+    SettingsError where nothing can.
+    """
+    threads = threads or available_cpus()
+    if name == "openvino" or (name == "auto" and _wants_openvino(device)):
+        try:
+            return _checked(_openvino(weights, device, threads, precision), weights)
+        except WeightsError as error:
+            if name == "openvino":
+                raise
+            logger.warning("falling back to torch: %s", error)
+    return _checked(_torch(weights, device, threads, precision), weights)
 
 
-def load_network(weights: Weights) -> nn.Module:
-    """The file's network in float32; raises WeightsError where description and tensors do not fit."""
-    card = weights.card
+def _wants_openvino(device: str) -> bool:
+    if device not in ("auto", "cpu"):
+        return False
+    if find_spec("openvino") is None:
+        logger.warning("falling back to torch: openvino is not installed")
+        return False
+    return device == "cpu" or not _has_cuda()
+
+
+def _has_cuda() -> bool:
+    """Asks the driver, since asking torch would cost its import."""
+    from ctypes import CDLL, byref, c_int
+
     try:
-        network = networks.build(card.architecture, card.arguments)
-    except KeyError as error:
-        raise WeightsError(f"The architecture {card.architecture!r} is not known to this version.") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"The arguments of {card.architecture} cannot be: {error}") from error
-    state = {name: torch.from_numpy(value) for name, value in weights.state.items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"The tensors do not fit a {card.architecture} with {card.arguments}.") from error
-    return network
+        driver, count = CDLL("libcuda.so.1"), c_int()
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; raises SettingsError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    present = {
-        "cpu": True,
-        "mps": torch.backends.mps.is_available(),
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-    }
-    if not present[device.type]:
-        raise SettingsError(f"THIRTYTWO_DEVICE: {name} is not available here.")
-    return device
+# an engine's library is imported only where it serves: torch takes two seconds and 300 MB
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    if device.type == "cpu":
-        # public wrappers of this query exist only for CUDA
-        fast: Any = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.float32
+def _openvino(weights: Weights, device: str, threads: int, precision: str) -> Engine:
+    from app.model.openvino_engine import OpenVINOEngine
+
+    chosen = pick_precision(features()) if precision == "auto" else precision
+    if chosen == "int8" and precision == "auto" and not weights.card.activation_ranges:
+        chosen = "bfloat16"
+    return OpenVINOEngine(weights, device, threads, chosen)
 
 
-def available_cpus() -> int:
-    """CPUs this process may use: its affinity mask, and the cgroup's quota where one is set."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+def _torch(weights: Weights, device: str, threads: int, precision: str) -> Engine:
+    from app.model.torch_engine import TorchEngine
+
+    return TorchEngine(weights, device, threads, precision)
+
+
+def _checked(engine: Engine, weights: Weights) -> Engine:
+    """Raises WeightsError where the engine misses the file's reference probabilities."""
+    got = engine(weights.reference_images)
+    worst = float(np.abs(got - weights.reference_probabilities).max())
+    if not worst <= TOLERANCE[engine.precision]:  # NaN fails, too
+        raise WeightsError(
+            f"The {engine.name} engine on {engine.device} in {engine.precision} misses the file's reference "
+            f"probabilities by {worst:.3f}; at most {TOLERANCE[engine.precision]} is allowed."
+        )
+    logger.info(
+        "%s on %s in %s reproduces the reference images within %.4f",
+        engine.name,
+        engine.device,
+        engine.precision,
+        worst,
+    )
+    return engine

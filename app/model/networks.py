@@ -1,5 +1,9 @@
-"""The networks a weights file can name: uint8 images in, logits out, normalisation inside."""
+"""The networks a weights file can name: uint8 images in, logits out, normalisation inside.
 
+A network is trained as `build` makes it, and stored and served as `fold` leaves it.
+"""
+
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -22,8 +26,8 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return (images.to(self.mean.dtype) - self.mean) / self.std
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -69,7 +73,7 @@ class ConvNet(nn.Module):
     def __init__(self, classes: int, widths: Sequence[int] = (64, 256, 256), depth: int = 2) -> None:
         super().__init__()
         patch = 3 * WHITENING_KERNEL**2
-        self.normalize = Normalize()
+        self.normalize: nn.Module = Normalize()
         self.whiten = nn.Conv2d(3, 2 * patch, WHITENING_KERNEL)  # weights by `initialize`, then fixed
         self.whiten.weight.requires_grad = False
         channels = [2 * patch, *widths]
@@ -84,47 +88,22 @@ class ConvNet(nn.Module):
         The filters become the principal directions of the image's patches, scaled to unit variance, and their
         negatives (Jordan 2024, section 3.2).
         """
+        assert isinstance(self.normalize, Normalize)
         colours = images.reshape(-1, 3).float()
         self.normalize.mean.copy_(colours.mean(0).view(1, 3, 1, 1))
         self.normalize.std.copy_(colours.std(0).clamp(min=1).view(1, 3, 1, 1))
         k = WHITENING_KERNEL
-        patches = self.normalize(images.permute(0, 3, 1, 2)).unfold(2, k, 1).unfold(3, k, 1)
+        patches = self.normalize(images.permute(0, 3, 1, 2).float()).unfold(2, k, 1).unfold(3, k, 1)
         flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * k * k)
         variances, directions = torch.linalg.eigh(flat.T @ flat / len(flat))
         filters = (directions.T / (variances[:, None] + 5e-4).sqrt()).view(-1, 3, k, k)
         self.whiten.weight.copy_(torch.cat((filters, -filters)))
 
     def forward(self, images: Tensor) -> Tensor:
-        x: Tensor = self.groups(F.gelu(self.whiten(self.normalize(images))))
+        pixels = self.normalize(images.to(self.whiten.weight.dtype))
+        x: Tensor = self.groups(F.gelu(self.whiten(pixels)))
         logits: Tensor = self.head(x.amax((2, 3)))
         return logits.float() / x.shape[1]
-
-
-def fold(network: nn.Module) -> nn.Module:
-    """Moves every normalisation of a ConvNet into the filters beside it, for inference; others stay as they are.
-
-    Batch normalisation has a positive scale, so that it may move before the max pooling that stands between. The
-    whitening has no padding, so that the pixels' mean may move into its bias.
-    """
-    if not isinstance(network, ConvNet):
-        return network
-    network.eval()
-    with torch.no_grad():
-        whiten, normalize = network.whiten, network.normalize
-        whiten.weight.div_(normalize.std)
-        assert whiten.bias is not None
-        whiten.bias.sub_((whiten.weight * normalize.mean).sum((1, 2, 3)))
-        normalize.mean.zero_()
-        normalize.std.fill_(1)
-    for group in network.groups:
-        assert isinstance(group, ConvGroup)
-        for i in range(len(group.convs)):
-            conv, norm = group.convs[i], group.norms[i]
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, BatchNorm)
-            group.convs[i] = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
-            group.norms[i] = nn.Identity()
-    return network
 
 
 class LeNet(nn.Module):
@@ -168,5 +147,32 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"convnet": ConvNet, "lenet": LeNet,
 
 
 def build(architecture: str, arguments: dict[str, Any]) -> nn.Module:
-    """A freshly initialised network; raises KeyError or TypeError where the description fits none."""
+    """A freshly initialised network to train; raises KeyError or TypeError where the description fits none."""
     return ARCHITECTURES[architecture](**arguments)
+
+
+@torch.no_grad()
+def fold(network: nn.Module) -> nn.Module:
+    """The network as it is stored and served: a ConvNet's normalisations become part of the filters beside them.
+
+    Batch normalisation has a positive scale, so that it may move before the max pooling that stands between. The
+    whitening has no padding, so that the pixels' mean may move into its bias. Other networks stay as they are.
+    """
+    network = copy.deepcopy(network).eval()
+    if not isinstance(network, ConvNet):
+        return network
+    assert isinstance(network.normalize, Normalize)
+    whiten, mean, std = network.whiten, network.normalize.mean, network.normalize.std
+    assert whiten.bias is not None
+    whiten.weight.div_(std)
+    whiten.bias.sub_((whiten.weight * mean).sum((1, 2, 3)))
+    network.normalize = nn.Identity()
+    for group in network.groups:
+        assert isinstance(group, ConvGroup)
+        for i in range(len(group.convs)):
+            conv, norm = group.convs[i], group.norms[i]
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, BatchNorm)
+            group.convs[i] = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
+            group.norms[i] = nn.Identity()
+    return network

@@ -41,6 +41,9 @@ class Card(BaseModel):
     arguments: dict[str, Any]
     parameters: Annotated[int, Field(gt=0)]
     temperature: Annotated[float, Field(gt=0, lt=100, description="logits are divided by it before softmax")]
+    activation_ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="largest input that each convolution gets in int8, clipped beyond"
+    )
     test_accuracy: Annotated[float | None, Field(ge=0, le=1, description="null where the test images were left unread")]
     data_set: str
     recipe: dict[str, Any]

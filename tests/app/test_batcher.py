@@ -2,12 +2,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import Batcher
+from app.batcher import Batcher, batch_sizes
 from app.errors import DeadlineExceeded, NotReady, QueueFull
 
 
@@ -31,8 +32,8 @@ class Recorder:
 
 
 class Running:
-    def __init__(self, model: Recorder, max_batch: int = 8, max_queue: int = 64) -> None:
-        self.batcher: Batcher[int, int] = Batcher(model, max_batch, max_queue)
+    def __init__(self, model: Recorder, max_batch: int = 8, max_queue: int = 64, sizes: Sequence[int] = ()) -> None:
+        self.batcher: Batcher[int, int] = Batcher(model, sizes or range(1, max_batch + 1), max_queue)
 
     def __enter__(self) -> Batcher[int, int]:
         self.batcher.start()
@@ -140,6 +141,31 @@ def test_a_large_request_is_split_and_shares_its_last_batch() -> None:
     assert model.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
+def test_batches_have_only_the_sizes_that_are_prepared() -> None:
+    model = Recorder()
+
+    async def main() -> None:
+        with Running(model, sizes=[1, 2, 4, 6]) as batcher:
+            model.free.clear()
+            first = asyncio.create_task(batcher.submit([0], 10))
+            await asyncio.to_thread(model.entered.wait, 5)
+            rest = asyncio.create_task(batcher.submit(list(range(1, 12)), 10))
+            await asyncio.sleep(0.01)
+            model.free.set()
+            await asyncio.gather(first, rest)
+
+    asyncio.run(main())
+    assert [len(batch) for batch in model.batches] == [1, 6, 4, 1]
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 5, 16, 48, 64, 100])
+def test_batch_sizes_reach_from_one_to_the_largest_in_steps_of_a_half_at_most(largest: int) -> None:
+    sizes = batch_sizes(largest)
+    assert sizes[0] == 1
+    assert sizes[-1] == largest
+    assert all(small < large <= max(small + 1, 1.5 * small) for small, large in pairwise(sizes))
+
+
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     model = Recorder()
 
@@ -218,7 +244,7 @@ def test_closing_gives_up_on_a_model_that_hangs() -> None:
 
 def test_a_model_that_miscounts_is_an_error() -> None:
     async def main() -> None:
-        batcher: Batcher[int, int] = Batcher(lambda items: [1, 2, 3], max_batch=4, max_queue=4)
+        batcher: Batcher[int, int] = Batcher(lambda items: [1, 2, 3], sizes=[4], max_queue=4)
         batcher.start()
         with pytest.raises(RuntimeError, match="3 results for 1"):
             await batcher.submit([1], 5)

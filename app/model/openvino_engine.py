@@ -1,0 +1,100 @@
+"""OpenVINO on a CPU: the network as a graph made from the weights file, in int8 where the processor has it.
+
+The graph repeats `networks.ConvNet.forward` after `networks.fold`; torch is not needed to serve it. Its int8 is that of
+Jacob et al. 2018 (arXiv 1712.05877): each convolution's filters are rounded to 255 steps a channel, its input to 256
+steps of the range that the weights file gives for it.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+
+from app.errors import SettingsError, WeightsError
+from app.model.weights import Weights
+
+Array = NDArray[np.float32]
+
+HINTS = {"int8": "bf16", "bfloat16": "bf16", "float32": "f32"}  # what int8 leaves over runs in bfloat16
+
+
+class OpenVINOEngine:
+    """Raises WeightsError for a file it cannot serve, SettingsError for a device that is not the CPU."""
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, weights: Weights, device: str, threads: int, precision: str) -> None:
+        if device not in ("auto", "cpu"):
+            raise SettingsError(f"THIRTYTWO_DEVICE: the openvino engine serves on the CPU, not on {device}.")
+        if weights.card.architecture != "convnet":
+            raise WeightsError(f"The openvino engine does not know the architecture {weights.card.architecture}.")
+        if precision not in HINTS:
+            raise SettingsError(f"THIRTYTWO_PRECISION: openvino serves in {', '.join(HINTS)}, not in {precision}.")
+        self.precision = precision
+        ranges = weights.card.activation_ranges if precision == "int8" else {}
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+        }
+        compiled = openvino.Core().compile_model(graph(weights, ranges), "CPU", options)
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        outputs = self._request.infer({0: images}, share_inputs=True)
+        probabilities: NDArray[np.float32] = outputs[0]
+        return probabilities
+
+
+def graph(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
+    """uint8 [N, S, S, 3] to probabilities [N, classes]; convolutions with a range are quantised."""
+    card = weights.card
+    state = {name: value.astype(np.float32) for name, value in weights.state.items()}
+    groups, depth = len(card.arguments["widths"]), card.arguments["depth"]
+    images = ops.parameter([-1, card.input_size, card.input_size, 3], np.uint8)
+    pixels = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))
+    x = ops.gelu(_convolution(pixels, state, "whiten", ranges, padding=0), "erf")
+    for group in range(groups):
+        skip = None
+        for i in range(depth):
+            y = _convolution(x, state, f"groups.{group}.convs.{i}", ranges, padding=1)
+            if i == 0:
+                y = _halve(y)
+            if i == depth - 1 and i > 1:
+                y = ops.add(y, skip)
+            x = ops.gelu(y, "erf")
+            skip = skip or x
+    features = ops.reduce_max(x, np.array([2, 3]))
+    head = state["head.weight"] / (card.arguments["widths"][-1] * card.temperature)
+    logits = ops.matmul(features, ops.constant(head), transpose_a=False, transpose_b=True)
+    return openvino.Model([ops.softmax(logits, 1)], [images])
+
+
+def _convolution(
+    x: openvino.Node, state: Mapping[str, Array], name: str, ranges: Mapping[str, float], padding: int
+) -> openvino.Node:
+    filters, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    kernel = ops.constant(filters)
+    if name in ranges:
+        top = ranges[name]
+        x = _quantize(x, np.array(-top * 128 / 127, np.float32), np.array(top, np.float32), 256)
+        largest: Array = np.abs(filters).max((1, 2, 3), keepdims=True)
+        kernel = _quantize(kernel, -largest, largest, 255)
+    pads = [padding, padding]
+    y = ops.convolution(x, kernel, strides=[1, 1], pads_begin=pads, pads_end=pads, dilations=[1, 1])
+    return ops.add(y, ops.constant(bias.reshape(1, -1, 1, 1)))
+
+
+def _quantize(x: openvino.Node, low: Array, high: Array, levels: int) -> openvino.Node:
+    ends = [ops.constant(np.broadcast_to(end, end.shape or (1,)).astype(np.float32)) for end in (low, high)]
+    return ops.fake_quantize(x, *ends, *ends, levels)
+
+
+def _halve(x: openvino.Node) -> openvino.Node:
+    """Max pooling over 2 x 2 pixels."""
+    none, two = [0, 0], [2, 2]
+    pooled = ops.max_pool(x, strides=two, dilations=[1, 1], pads_begin=none, pads_end=none, kernel_shape=two)
+    return pooled.output(0)
