@@ -1,4 +1,4 @@
-"""The composition root: settings in, a FastAPI application out. Everything with a life is built in the lifespan."""
+"""The composition root: settings in, an ASGI application out. Everything with a life is built in the lifespan."""
 
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +10,16 @@ import fastapi_offline
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope
 
-from app import __version__, problems, settings
+from app import __version__, prediction, problems, settings
 from app.batcher import Batcher, batch_sizes
 from app.classifier import Classifier
 from app.lifecycle import Lifecycle, Phase, draining_signals
 from app.metrics import Metrics
-from app.middleware import RequestContext
+from app.middleware import FastLane, RequestContext
 from app.model import engine, weights
 from app.model.images import Pixels
 from app.routes import ASSETS, router
@@ -26,13 +28,23 @@ from app.settings import Settings
 from app.state import State
 
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
+SECURITY = {
+    "Bearer": {"type": "http", "scheme": "bearer"},
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 
-def create_app(config: Settings | None = None) -> FastAPI:
+def create_app(config: Settings | None = None) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError."""
     config = config or settings.load()
     metrics = Metrics()
-    app = FastAPI(
+    api = create_api(config, metrics)
+    return RequestContext(FastLane(api, f"{config.root_path}/predict", _predict), metrics)
+
+
+def create_api(config: Settings, metrics: Metrics) -> FastAPI:
+    """The FastAPI application within: every route, and the schema of all."""
+    api = FastAPI(
         title="Thirtytwo",
         version=__version__,
         description=DESCRIPTION,
@@ -41,21 +53,18 @@ def create_app(config: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(router)
-    app.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))
-    app.mount("/static", StaticFiles(directory=ASSETS / "static"))
-    app.add_middleware(RequestContext, metrics=metrics)
-    problems.install(app)
-    app.openapi = lambda: _openapi(app, original)  # type: ignore[method-assign]
-    original = FastAPI.openapi
-    return app
+    api.include_router(router)
+    api.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))
+    api.mount("/static", StaticFiles(directory=ASSETS / "static"))
+    problems.install(api)
+    schema = api.openapi()["components"]
+    schema["schemas"]["Problem"] = Problem.model_json_schema()
+    schema["securitySchemes"] = SECURITY
+    return api
 
 
-def _openapi(app: FastAPI, original: Any) -> dict[str, Any]:
-    """FastAPI's schema with the problem document, which only our own renderer uses."""
-    schema: dict[str, Any] = original(app)
-    schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-    return schema
+async def _predict(scope: Scope, receive: Receive) -> Response:
+    return await prediction.answer(scope, receive, scope["state"]["service"])
 
 
 def _lifespan(config: Settings, metrics: Metrics) -> Any:

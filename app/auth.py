@@ -1,27 +1,19 @@
 """API keys: one of several, compared in constant time."""
 
 import hmac
-from typing import Annotated
+from collections.abc import Mapping, Sequence
 
-from fastapi import Depends, Security
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
 
 from app.errors import Unauthorized
-from app.state import Service
-
-Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))]
-Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
 
 
-def check(service: Service, bearer: Bearer, header: Header) -> None:
-    """Raises Unauthorized where keys are set and the request carries none of them."""
-    keys = service.settings.api_keys
+def check(headers: Mapping[bytes, bytes], keys: Sequence[SecretStr]) -> None:
+    """Raises Unauthorized where keys are set and the headers (names in lower case) carry none of them."""
     if not keys:
         return
-    sent = (bearer.credentials if bearer else header or "").encode()
+    scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
+    sent = credentials.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
     matches = [hmac.compare_digest(sent, key.get_secret_value().encode()) for key in keys]
     if not any(matches):
         raise Unauthorized("Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
-
-
-Authorized = Depends(check)

@@ -39,16 +39,16 @@ class Answer(NamedTuple, Generic[Result]):
 class Ticket(Generic[Item, Result]):
     """The place of one request in the queue."""
 
-    def __init__(self, items: Sequence[Item], future: "asyncio.Future[Answer[Result]]") -> None:
+    def __init__(self, items: Sequence[Item], loop: asyncio.AbstractEventLoop) -> None:
         self.items = items
-        self.future = future
-        self.taken = 0
-        self.results: dict[int, Result] = {}
+        self.loop = loop
+        self.future: asyncio.Future[Answer[Result]] = loop.create_future()
+        self.taken = 0  # items that have left the queue
+        self.results: list[Result] = []
         self.error: Exception | None = None
         self.submitted = time.monotonic()
         self.queue_s = 0.0
         self.run_s = 0.0
-        self.abandoned = False
 
     @property
     def done(self) -> bool:
@@ -61,11 +61,21 @@ class Ticket(Generic[Item, Result]):
         if self.error is not None:
             self.future.set_exception(self.error)
         else:
-            results = [self.results[i] for i in range(len(self.items))]
-            self.future.set_result(Answer(results, self.queue_s, self.run_s))
+            self.future.set_result(Answer(self.results, self.queue_s, self.run_s))
+
+    def expire(self, timeout_s: float) -> None:
+        if not self.future.done():
+            self.future.set_exception(DeadlineExceeded(f"No answer within {timeout_s:g} s."))
 
 
-Place = tuple[Ticket[Item, Result], int]
+class Span(NamedTuple, Generic[Item, Result]):
+    """Neighbouring items of one request in a batch."""
+
+    ticket: Ticket[Item, Result]
+    items: Sequence[Item]
+
+
+Batch = list[Span[Item, Result]]
 
 
 class Batcher(Generic[Item, Result]):
@@ -108,16 +118,15 @@ class Batcher(Generic[Item, Result]):
         timeout_s seconds, or what `run` raised for one of them. A request that stops waiting leaves the queue.
         """
         loop = asyncio.get_running_loop()
-        ticket: Ticket[Item, Result] = Ticket(items, loop.create_future())
+        ticket: Ticket[Item, Result] = Ticket(items, loop)
         self._enqueue(ticket)
+        timer = loop.call_later(timeout_s, ticket.expire, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await ticket.future
-        except TimeoutError:
-            raise DeadlineExceeded(f"No answer within {timeout_s:g} s.") from None
+            return await ticket.future
         finally:
+            timer.cancel()
             if not ticket.done:
-                self._abandon(ticket)
+                self._withdraw(ticket)
 
     def close(self, wait_s: float = 0.0) -> None:
         """Ends the thread once the queue is empty, or after wait_s seconds; what still waits gets NotReady."""
@@ -131,7 +140,7 @@ class Batcher(Generic[Item, Result]):
             self._tickets.clear()
         for ticket in left:
             ticket.error = NotReady("The service stopped before this was answered.", retry_after_s=1)
-            ticket.future.get_loop().call_soon_threadsafe(ticket.settle)
+            ticket.loop.call_soon_threadsafe(ticket.settle)
 
     def _enqueue(self, ticket: Ticket[Item, Result]) -> None:
         count = len(ticket.items)
@@ -148,9 +157,8 @@ class Batcher(Generic[Item, Result]):
         """Whole seconds, at least 1, until what waits now will have been answered at the measured rate."""
         return max(1, ceil(self._waiting / self._items_per_s)) if self._items_per_s else 1
 
-    def _abandon(self, ticket: Ticket[Item, Result]) -> None:
+    def _withdraw(self, ticket: Ticket[Item, Result]) -> None:
         with self._changed:
-            ticket.abandoned = True
             if ticket in self._tickets:
                 self._tickets.remove(ticket)
                 self._waiting -= len(ticket.items) - ticket.taken
@@ -159,63 +167,73 @@ class Batcher(Generic[Item, Result]):
         while batch := self._take():
             begun = time.monotonic()
             self._answer(batch)
-            seconds = time.monotonic() - begun
-            self._measure(len(batch), seconds)
-            self._settle(batch, seconds)
+            self._settle(batch, time.monotonic() - begun)
 
-    def _take(self) -> list[Place[Item, Result]]:
+    def _take(self) -> Batch[Item, Result]:
         """The oldest waiting items, as many as the largest size that they fill; empty once closed and drained."""
-        batch: list[Place[Item, Result]] = []
+        batch: Batch[Item, Result] = []
         with self._changed:
             while not self._tickets and not self._closed:
                 self._changed.wait()
             now = time.monotonic()
-            size = self._sizes[max(0, bisect_right(self._sizes, self._waiting) - 1)]
-            while self._tickets and len(batch) < size:
+            room = self._sizes[max(0, bisect_right(self._sizes, self._waiting) - 1)]
+            while self._tickets and room:
                 ticket = self._tickets[0]
                 if ticket.taken == 0:
                     ticket.queue_s = now - ticket.submitted
-                end = min(len(ticket.items), ticket.taken + size - len(batch))
-                batch += ((ticket, i) for i in range(ticket.taken, end))
-                self._waiting -= end - ticket.taken
-                ticket.taken = end
-                if end == len(ticket.items):
+                span = Span(ticket, ticket.items[ticket.taken : ticket.taken + room])
+                ticket.taken += len(span.items)
+                room -= len(span.items)
+                self._waiting -= len(span.items)
+                batch.append(span)
+                if ticket.taken == len(ticket.items):
                     self._tickets.popleft()
         return batch
 
-    def _answer(self, batch: list[Place[Item, Result]]) -> None:
+    def _answer(self, batch: Batch[Item, Result]) -> None:
+        items = [item for span in batch for item in span.items]
         try:
-            results = self._run([ticket.items[i] for ticket, i in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+            results = self._run(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(results)} results for {len(items)} items")
         except Exception as error:
-            if len(batch) == 1:
+            if len(items) == 1:
                 logger.exception("an item failed in the model")
-                batch[0][0].error = error
+                batch[0].ticket.error = error
                 return
-            middle = len(batch) // 2
-            self._answer(batch[:middle])
-            self._answer(batch[middle:])
+            for half in _halves(batch):
+                self._answer(half)
         else:
-            for (ticket, i), result in zip(batch, results, strict=True):
-                ticket.results[i] = result
+            begin = 0
+            for ticket, part in batch:
+                ticket.results += results[begin : begin + len(part)]
+                begin += len(part)
 
-    def _measure(self, count: int, seconds: float) -> None:
+    def _settle(self, batch: Batch[Item, Result], seconds: float) -> None:
+        """Hands out what is complete, and learns the rate."""
+        count = sum(len(span.items) for span in batch)
         rate = count / max(seconds, 1e-6)
         self._items_per_s = 0.8 * self._items_per_s + 0.2 * rate if self._items_per_s else rate
         self._on_batch(count, seconds)
-
-    def _settle(self, batch: list[Place[Item, Result]], seconds: float) -> None:
-        finished: list[Ticket[Item, Result]] = []
-        for ticket in {id(ticket): ticket for ticket, _ in batch}.values():
+        finished: dict[asyncio.AbstractEventLoop, list[Ticket[Item, Result]]] = {}
+        for ticket, _ in batch:
             ticket.run_s += seconds
             if ticket.error is not None:
-                self._abandon(ticket)
-            if (ticket.done and not ticket.abandoned) or ticket.error is not None:
-                finished.append(ticket)
-        for loop in {ticket.future.get_loop() for ticket in finished}:
-            mine = [ticket for ticket in finished if ticket.future.get_loop() is loop]
-            loop.call_soon_threadsafe(_settle_all, mine)
+                self._withdraw(ticket)
+            if ticket.done:
+                finished.setdefault(ticket.loop, []).append(ticket)
+        for loop, tickets in finished.items():
+            loop.call_soon_threadsafe(_settle_all, tickets)
+
+
+def _halves(batch: Batch[Item, Result]) -> tuple[Batch[Item, Result], Batch[Item, Result]]:
+    """The batch in two, between requests where it has several, else within the one."""
+    if len(batch) > 1:
+        middle = len(batch) // 2
+        return batch[:middle], batch[middle:]
+    ticket, items = batch[0]
+    middle = len(items) // 2
+    return [Span(ticket, items[:middle])], [Span(ticket, items[middle:])]
 
 
 def _settle_all(tickets: list[Ticket[Item, Result]]) -> None:

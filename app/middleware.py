@@ -1,17 +1,23 @@
-"""Around every request: its id, its line in the log, its metrics, and the last net for errors."""
+"""Around every request: its id, its line in the log, its metrics, the last net for errors; and the fast lane."""
 
 import logging
 import re
 import time
-import uuid
+from collections.abc import Awaitable, Callable
+from itertools import count
+from secrets import token_hex
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import problems
+from app.errors import RequestError
 from app.metrics import Metrics
 
-SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+LINGER_DIGITS = 6  # a declared body of up to 999,999 bytes is read to its end, so that its sender sees the answer
+SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+Answer = Callable[[Scope, Receive], Awaitable[Response]]
 
 logger = logging.getLogger("app.access")
 
@@ -22,6 +28,7 @@ class RequestContext:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
+        self._prefix, self._numbers = token_hex(8), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -30,27 +37,25 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        sent = headers.get("x-request-id", "")
-        request_id = sent if SANE_ID.fullmatch(sent) else uuid.uuid4().hex
+        headers = dict(scope["headers"])
+        request_id = self._request_id(headers.get(b"x-request-id", b""))
         scope.setdefault("state", {})["request_id"] = request_id
-        unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        unread = b"transfer-encoding" in headers or len(headers.get(b"content-length", b"")) > LINGER_DIGITS
         begun, status = time.perf_counter(), 0
 
         async def receive_body() -> Message:
             nonlocal unread
             message = await receive()
-            unread = bool(message.get("more_body", False))
+            unread = unread and message.get("more_body", False)
             return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-ID"] = request_id
-                if unread:  # refused before the body was read: do not go on receiving it
-                    answer["Connection"] = "close"
+                message["headers"].append((b"x-request-id", request_id.encode()))
+                if unread:  # refused before a large body was read: do not go on receiving it
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -63,6 +68,9 @@ class RequestContext:
         finally:
             self._record(scope, status, time.perf_counter() - begun, request_id)
 
+    def _request_id(self, sent: bytes) -> str:
+        return sent.decode() if SANE_ID.fullmatch(sent) else f"{self._prefix}{next(self._numbers):08x}"
+
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         self.metrics.requests.labels(route, status).inc()
@@ -70,6 +78,26 @@ class RequestContext:
         if logger.isEnabledFor(logging.INFO):
             fields = {"request_id": request_id, "route": route, "status": status, "ms": round(seconds * 1e3, 1)}
             logger.info("%s %s %d", scope["method"], route, status, extra=fields)
+
+
+class FastLane:
+    """Answers one POST path before the framework's own stack, which costs as much as all the rest of the way."""
+
+    def __init__(self, app: ASGIApp, path: str, answer: Answer) -> None:
+        self.app = app
+        self.path = path
+        self.answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != self.path or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = self
+        try:
+            response = await self.answer(scope, receive)
+        except RequestError as error:
+            response = problems.of_error(error, scope["state"]["request_id"])
+        await response(scope, receive, send)
 
 
 def _without_traceback(send: Send) -> Send:

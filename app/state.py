@@ -26,7 +26,7 @@ class State:
     decoders: ThreadPoolExecutor
 
 
-def current(request: Request) -> State:
+async def current(request: Request) -> State:
     state: State = request.state.service
     return state
 

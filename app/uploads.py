@@ -1,144 +1,138 @@
-"""A request's body into memory, under its limits, while it arrives."""
+"""A request's body into memory, under its limits, and the files in it."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from python_multipart.multipart import parse_options_header
+from starlette.types import Receive
 
 from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
 from app.settings import Settings
 
-FIELD = b"file"
 MAX_NAME = 255  # characters of a file name that are echoed
+MAX_HEADERS = 8192  # bytes before the content of one part
+OTHER_PARTS = 100  # parts of other names that a form may hold besides its files
+BOUNDARY = re.compile(rb"[^\x00-\x1f\x7f]{1,70}")  # RFC 2046, but generous with its characters
+DISPOSITION = re.compile(rb"^content-disposition:[ \t]*(.*?)\r?$", re.IGNORECASE | re.MULTILINE)
+UNSUPPORTED = (
+    "Send a multipart/form-data form with parts named file, or the image itself with its image/* content type."
+)
 
 
 class Upload(NamedTuple):
-    """One file: its name as the caller sent it (None for a raw body), and its bytes or what was wrong with them."""
+    """One file: its name as the caller sent it (None for a raw body), and its bytes or what is wrong with them."""
 
     filename: str | None
     data: bytes
     error: RequestError | None = None
 
 
-async def read(request: Request, settings: Settings) -> list[Upload]:
+async def read(receive: Receive, content_type: str, content_length: str, settings: Settings) -> list[Upload]:
     """The uploaded files in order: parts named `file` of a multipart form, or the raw body as one file.
 
     Raises MalformedUpload, UnsupportedImage (another media type) or TooLarge, as soon as a limit is passed.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    body = _limited(request, settings.max_body_bytes)
+    kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
-        uploads = await _read_form(body, options.get(b"boundary", b""), settings)
-        if not uploads:
-            raise MalformedUpload('The form has no part named "file".')
-        return uploads
+        body = await _body(receive, content_length, settings.max_body_bytes)
+        return parse_form(body, options.get(b"boundary", b""), settings)
     if kind.startswith(b"image/") or kind == b"application/octet-stream":
-        return [await _read_raw(body, settings.max_file_bytes)]
-    raise UnsupportedImage(
-        "Send a multipart/form-data form with parts named file, or the image itself with its image/* content type."
-    )
+        limit = min(settings.max_file_bytes, settings.max_body_bytes)
+        body = await _body(receive, content_length, limit)
+        if not body:
+            raise MalformedUpload("The body is empty.")
+        return [Upload(None, body)]
+    raise UnsupportedImage(UNSUPPORTED)
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    too_large = TooLarge(f"The body is over {max_bytes} bytes.")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
-    total = 0
-    try:
-        async for chunk in request.stream():
-            total += len(chunk)
-            if total > max_bytes:
-                raise too_large
-            yield chunk
-    except ClientDisconnect as error:
-        raise MalformedUpload("The body ended before it was complete.") from error
+async def _body(receive: Receive, content_length: str, limit: int) -> bytes:
+    too_large = f"The body is over {limit} bytes."
+    if content_length.isdecimal() and int(content_length[:20]) > limit:
+        raise TooLarge(too_large)
+    chunks, total, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedUpload("The body ended before it was complete.")
+        chunk = message.get("body", b"")
+        chunks.append(chunk)
+        total += len(chunk)
+        if total > limit:
+            raise TooLarge(too_large)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _read_raw(body: AsyncIterator[bytes], max_bytes: int) -> Upload:
-    data = bytearray()
-    async for chunk in body:
-        data += chunk
-        if len(data) > max_bytes:
-            raise TooLarge(f"The file is over {max_bytes} bytes.")
-    if not data:
-        raise MalformedUpload("The body is empty.")
-    return Upload(None, bytes(data))
-
-
-async def _read_form(body: AsyncIterator[bytes], boundary: bytes, settings: Settings) -> list[Upload]:
-    form = _Form(settings)
-    try:
-        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
-        async for chunk in body:
-            parser.write(chunk)
-        parser.finalize()
-    except (FormParserError, UnicodeDecodeError) as error:
-        raise MalformedUpload(f"The multipart form cannot be parsed: {error}.") from error
-    if not form.complete:
-        raise MalformedUpload("The multipart form has no closing boundary.")
-    return form.uploads
-
-
-class _Form:
-    """Collects the parser's events."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.uploads: list[Upload] = []
-        self.complete = False
-        self._settings = settings
-        self._header_name = bytearray()
-        self._header_value = bytearray()
-        self._begin()
-
-    def callbacks(self) -> dict[str, object]:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": lambda data, start, end: self._header_name.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
-            "on_header_end": self._header,
-            "on_part_data": self._data,
-            "on_part_end": self._end,
-            "on_end": self._finish,
-        }
-
-    def _begin(self) -> None:
-        self._wanted = False
-        self._filename: str | None = None
-        self._content = bytearray()
-        self._too_large = False
-
-    def _header(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            _, options = parse_options_header(bytes(self._header_value))
-            self._wanted = options.get(b"name") == FIELD
-            name = options.get(b"filename")
-            self._filename = name.decode("utf-8", "replace")[:MAX_NAME] if name is not None else None
-        self._header_name.clear()
-        self._header_value.clear()
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if not self._wanted or self._too_large:
-            return
-        if len(self._content) + end - start > self._settings.max_file_bytes:
-            self._too_large = True
-            self._content.clear()
+def parse_form(body: bytes, boundary: bytes, settings: Settings) -> list[Upload]:
+    """The parts named `file` of a multipart form (RFC 7578); raises MalformedUpload or TooLarge."""
+    if not BOUNDARY.fullmatch(boundary):
+        raise MalformedUpload("The content type of the form names no boundary.")
+    uploads: list[Upload] = []
+    others = 0
+    for headers, begin, end in _parts(body, boundary):
+        name, filename = _names(headers)
+        if name != b"file":
+            others += 1
+        elif len(uploads) < settings.max_files:
+            uploads.append(_upload(filename, body, begin, end, settings.max_file_bytes))
         else:
-            self._content += memoryview(data)[start:end]
+            raise TooLarge(f"The form has more than {settings.max_files} files.")
+        if others > OTHER_PARTS:
+            raise TooLarge(f"The form has more than {OTHER_PARTS} parts that are no files.")
+    if not uploads:
+        raise MalformedUpload('The form has no part named "file".')
+    return uploads
 
-    def _end(self) -> None:
-        if not self._wanted:
+
+def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Each part's headers, and where its content begins and ends in the body."""
+    delimiter = b"\r\n--" + boundary
+    if body.startswith(delimiter[2:]):
+        position = len(delimiter) - 2
+    else:
+        preamble = _next_delimiter(body, delimiter, 0)
+        position = preamble + len(delimiter) if preamble >= 0 else -1
+    while position >= 0:
+        if body.startswith(b"--", position):
             return
-        if len(self.uploads) == self._settings.max_files:
-            raise TooLarge(f"The form has more than {self._settings.max_files} files.")
-        error: RequestError | None = None
-        if self._too_large:
-            error = TooLarge(f"The file is over {self._settings.max_file_bytes} bytes.")
-        elif not self._content:
-            error = MalformedUpload("The file is empty.")
-        self.uploads.append(Upload(self._filename, bytes(self._content), error))
+        line_end = body.find(b"\r\n", position)
+        headers_end = body.find(b"\r\n\r\n", line_end)
+        if line_end < 0 or body[position:line_end].strip(b" \t") or not 0 <= headers_end - line_end <= MAX_HEADERS:
+            break
+        content = headers_end + 4
+        end = _next_delimiter(body, delimiter, headers_end + 2)
+        if end < 0:
+            break
+        yield body[line_end:headers_end], content, max(content, end)
+        position = end + len(delimiter)
+    raise MalformedUpload("The multipart form is broken or has no closing boundary.")
 
-    def _finish(self) -> None:
-        self.complete = True
+
+def _next_delimiter(body: bytes, delimiter: bytes, start: int) -> int:
+    """Where the next delimiter line begins, or -1. A longer boundary that begins like ours is content."""
+    place = body.find(delimiter, start)
+    while place >= 0:
+        after = body[place + len(delimiter) : place + len(delimiter) + 2]
+        if after == b"--" or after[:1] in (b"\r", b" ", b"\t"):
+            break
+        place = body.find(delimiter, place + 1)
+    return place
+
+
+def _names(headers: bytes) -> tuple[bytes, str | None]:
+    """The name and the file name in a part's Content-Disposition."""
+    match = DISPOSITION.search(headers)
+    if match is None:
+        return b"", None
+    _, options = parse_options_header(match[1])
+    filename = options.get(b"filename")
+    return options.get(b"name", b""), None if filename is None else filename.decode("utf-8", "replace")[:MAX_NAME]
+
+
+def _upload(filename: str | None, body: bytes, begin: int, end: int, limit: int) -> Upload:
+    if end - begin > limit:
+        return Upload(filename, b"", TooLarge(f"The file is over {limit} bytes."))
+    if end == begin:
+        return Upload(filename, b"", MalformedUpload("The file is empty."))
+    return Upload(filename, body[begin:end])

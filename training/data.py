@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from app.errors import DataError, RequestError
-from app.model.images import decode
+from app.model.images import Limits, decode
 
 MAX_PIXELS = 1 << 28  # a folder's owner is trusted with large pictures, not with endless ones
 
@@ -111,6 +111,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _read(path: Path, size: int) -> np.ndarray | str:
     try:
-        return decode(path.read_bytes(), size, MAX_PIXELS).pixels
+        return decode(path.read_bytes(), Limits(size, MAX_PIXELS)).pixels
     except (RequestError, OSError) as error:
         return str(error)

@@ -1,17 +1,27 @@
 """Bytes of an image file to the RGB pixels the network was trained on. Pillow and NumPy only."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from app.errors import TooLarge, UndecodableImage, UnsupportedImage, WrongSize
+from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
 
 Pixels = NDArray[np.uint8]
+
+
+class Limits(NamedTuple):
+    """What is taken: at most max_pixels an image, and under strict_size only size x size."""
+
+    size: int
+    max_pixels: int
+    strict_size: bool = False
 
 
 class Picture(NamedTuple):
@@ -19,6 +29,51 @@ class Picture(NamedTuple):
 
     pixels: Pixels
     resized_from: tuple[int, int] | None
+
+
+def decode(data: bytes, limits: Limits) -> Picture:
+    """The picture as the network sees it. Raises as Source does."""
+    return Source(data, limits).decode()
+
+
+class Source:
+    """An image file whose head has been read, its pixels not yet.
+
+    Raises UnsupportedImage, UndecodableImage, TooLarge (more than max_pixels) or WrongSize.
+    """
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        kind = sniff(data)
+        if kind is None:
+            raise UnsupportedImage(f"Send one of {', '.join(FORMATS)}; the first bytes are of none of them.")
+        self._kind = kind
+        self._limits = limits
+        with _decoding(kind, limits):
+            self._image: Image.Image = Image.open(io.BytesIO(data), formats=[kind])
+        self.width, self.height = self._image.size
+        if self.width * self.height > limits.max_pixels:
+            raise TooLarge(f"The image has {self.width} x {self.height} pixels; at most {limits.max_pixels} are taken.")
+        if limits.strict_size and (self.width, self.height) != (limits.size, limits.size):
+            raise WrongSize(f"The image is {self.width} x {self.height}; only {limits.size} x {limits.size} is taken.")
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it decodes in less time than a thread takes to wake."""
+        return self.width * self.height <= 4 * self._limits.size**2
+
+    def decode(self) -> Picture:
+        """Upright, RGB, size x size. Another size is scaled, antialiased, and cut at the centre to a square."""
+        size = self._limits.size
+        with _decoding(self._kind, self._limits), self._image as image:
+            image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at the nearest size above this
+            image.load()
+            with suppress(Exception):  # broken metadata is no reason to refuse a sound picture
+                ImageOps.exif_transpose(image, in_place=True)
+            rgb = to_rgb(image)
+            if (self.width, self.height) == (size, size):
+                return Picture(_pixels(rgb), None)
+            fitted = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
+            return Picture(_pixels(fitted), (self.width, self.height))
 
 
 def sniff(data: bytes) -> str | None:
@@ -36,43 +91,9 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def decode(data: bytes, size: int, max_pixels: int, strict_size: bool = False) -> Picture:
-    """The picture as the network sees it: upright, RGB, size x size.
-
-    Another size is scaled, antialiased, so that its shorter side fits, and cut at the centre.
-    Raises UnsupportedImage, UndecodableImage, TooLarge (more than max_pixels) or WrongSize.
-    """
-    kind = sniff(data)
-    if kind is None:
-        raise UnsupportedImage(f"Send one of {', '.join(FORMATS)}; the first bytes are of none of them.")
-    try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            return _picture(image, size, max_pixels, strict_size)
-    except (TooLarge, WrongSize):
-        raise
-    except Image.DecompressionBombError as error:
-        raise TooLarge(f"The image has too many pixels; at most {max_pixels} are taken.") from error
-    except Exception as error:  # a decoder fed with hostile bytes raises whatever its parsing trips over
-        raise UndecodableImage(f"The {kind} data is broken or incomplete.") from error
-
-
-def _picture(image: Image.Image, size: int, max_pixels: int, strict_size: bool) -> Picture:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise TooLarge(f"The image has {width} x {height} pixels; at most {max_pixels} are taken.")
-    if strict_size and (width, height) != (size, size):
-        raise WrongSize(f"The image is {width} x {height}; only {size} x {size} is taken.")
-    image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at the nearest size above this
-    rgb = to_rgb(ImageOps.exif_transpose(image))
-    if (width, height) == (size, size):
-        return Picture(np.asarray(rgb), None)
-    fitted = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
-    return Picture(np.asarray(fitted), (width, height))
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode Pillow decodes to, as RGB: alpha over white, 16 bits to 8."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
@@ -80,3 +101,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+@contextmanager
+def _decoding(kind: str, limits: Limits) -> Iterator[None]:
+    try:
+        yield
+    except RequestError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"The image has too many pixels; at most {limits.max_pixels} are taken.") from error
+    except Exception as error:  # a decoder fed with hostile bytes raises whatever its parsing trips over
+        raise UndecodableImage(f"The {kind} data is broken or incomplete.") from error
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    """uint8 [height, width, 3]; cheaper than NumPy's own conversion."""
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)

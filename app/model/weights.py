@@ -73,6 +73,7 @@ def save(path: Path, card: Card, state: Tensors, images: NDArray[np.uint8], prob
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, partial, metadata)
+        partial.chmod(0o644)  # the library makes it private, but a service of another user reads it
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

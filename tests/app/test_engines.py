@@ -109,10 +109,12 @@ def test_threads_follow_the_cgroups_quota(tmp_path: Path, quota: str, cpus: int)
 
 def test_a_trained_networks_int8_agrees_with_float32() -> None:
     """On the bundled weights, int8 moves no example's label."""
-    from app.model.images import decode
+    from app.model.images import Limits, decode
 
     bundled = weights.load(weights.BUNDLED)
-    pictures = np.stack([decode(path.read_bytes(), 32, 10**6).pixels for path in sorted(EXAMPLES.glob("*.png"))])
+    pictures = np.stack(
+        [decode(path.read_bytes(), Limits(32, 10**6)).pixels for path in sorted(EXAMPLES.glob("*.png"))]
+    )
     exact = engine.load(bundled, name="torch", precision="float32")(pictures)
     quick = engine.load(bundled, name="openvino", precision="int8")(pictures)
     assert np.array_equal(exact.argmax(1), quick.argmax(1))

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
-from app.model.images import FORMATS, decode, sniff
+from app.model.images import FORMATS, Limits, decode, sniff
 from tests.conftest import EXAMPLES
 
-MAX_PIXELS = 10_000_000
+LIMITS = Limits(32, 10_000_000)
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -25,7 +25,7 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> Image.Image:
 
 
 def test_a_png_of_the_right_size_is_taken_as_it_is(cat: bytes) -> None:
-    decoded = decode(cat, 32, MAX_PIXELS)
+    decoded = decode(cat, LIMITS)
     assert decoded.resized_from is None
     assert np.array_equal(decoded.pixels, np.asarray(Image.open(io.BytesIO(cat))))
 
@@ -34,7 +34,7 @@ def test_a_png_of_the_right_size_is_taken_as_it_is(cat: bytes) -> None:
 def test_every_accepted_format_is_recognised_and_decoded(kind: str) -> None:
     data = encode(picture(), kind)
     assert sniff(data) == kind
-    pixels = decode(data, 32, MAX_PIXELS).pixels
+    pixels = decode(data, LIMITS).pixels
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 12
@@ -43,7 +43,7 @@ def test_every_accepted_format_is_recognised_and_decoded(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "PDF", "EPS"])
 def test_other_formats_that_pillow_knows_never_reach_it(kind: str) -> None:
     with pytest.raises(UnsupportedImage):
-        decode(encode(picture(), kind), 32, MAX_PIXELS)
+        decode(encode(picture(), kind), LIMITS)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
@@ -51,22 +51,22 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     kind = {"CMYK": "JPEG", "YCbCr": "JPEG", "PA": "GIF"}.get(mode, "PNG")
     source = picture("I") if mode == "I;16" else picture()
     image = source.convert(mode if mode != "PA" else "P")
-    pixels = decode(encode(image, kind), 32, MAX_PIXELS).pixels
+    pixels = decode(encode(image, kind), LIMITS).pixels
     assert pixels.shape == (32, 32, 3)
 
 
 def test_sixteen_bits_keep_their_brightness() -> None:
     ramp = (np.arange(32 * 32, dtype=np.uint16) * 64).reshape(32, 32)
-    pixels = decode(encode(Image.fromarray(ramp), "PNG"), 32, MAX_PIXELS).pixels
+    pixels = decode(encode(Image.fromarray(ramp), "PNG"), LIMITS).pixels
     assert np.array_equal(pixels[..., 0], (ramp >> 8).astype(np.uint8))
 
 
 def test_transparency_is_laid_over_white() -> None:
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
-    assert (decode(encode(clear, "PNG"), 32, MAX_PIXELS).pixels == 255).all()
+    assert (decode(encode(clear, "PNG"), LIMITS).pixels == 255).all()
     palette = Image.new("P", (32, 32), 0)
     palette.putpalette([200, 0, 0] * 256)
-    assert (decode(encode(palette, "PNG", transparency=0), 32, MAX_PIXELS).pixels == 255).all()
+    assert (decode(encode(palette, "PNG", transparency=0), LIMITS).pixels == 255).all()
 
 
 def test_exif_orientation_is_applied() -> None:
@@ -74,20 +74,20 @@ def test_exif_orientation_is_applied() -> None:
     image.paste("white", (0, 0, 32, 8))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise for display: the top becomes the right
-    pixels = decode(encode(image, "PNG", exif=exif), 32, MAX_PIXELS).pixels
+    pixels = decode(encode(image, "PNG", exif=exif), LIMITS).pixels
     assert pixels[:, 24:].min() > 200
     assert pixels[:, :24].max() < 50
 
 
 def test_the_first_frame_of_an_animation_counts() -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
-    pixels = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), 32, MAX_PIXELS).pixels
+    pixels = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), LIMITS).pixels
     assert (pixels == (255, 0, 0)).all()
 
 
 @given(width=st.integers(1, 200), height=st.integers(1, 200))
 def test_any_size_is_cut_at_the_centre_and_reported(width: int, height: int) -> None:
-    decoded = decode(encode(picture(size=(width, height)), "PNG"), 32, MAX_PIXELS)
+    decoded = decode(encode(picture(size=(width, height)), "PNG"), LIMITS)
     assert decoded.pixels.shape == (32, 32, 3)
     assert decoded.resized_from == (None if (width, height) == (32, 32) else (width, height))
 
@@ -95,46 +95,46 @@ def test_any_size_is_cut_at_the_centre_and_reported(width: int, height: int) -> 
 def test_the_sides_of_a_wide_picture_are_cut_off() -> None:
     wide = Image.new("RGB", (96, 32), "red")
     wide.paste("blue", (32, 0, 64, 32))
-    pixels = decode(encode(wide, "PNG"), 32, MAX_PIXELS).pixels
+    pixels = decode(encode(wide, "PNG"), LIMITS).pixels
     assert (pixels[:, 2:-2] == (0, 0, 255)).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (10_000, 1), (1, 10_000)])
 def test_extreme_shapes_are_answered(size: tuple[int, int]) -> None:
-    assert decode(encode(Image.new("RGB", size, "green"), "PNG"), 32, MAX_PIXELS).resized_from == size
+    assert decode(encode(Image.new("RGB", size, "green"), "PNG"), LIMITS).resized_from == size
 
 
 def test_a_large_jpeg_is_close_to_its_exact_reduction() -> None:
     photo = Image.open(EXAMPLES / "chelsea.png").convert("RGB").crop((75, 0, 375, 300))
     large = photo.resize((1200, 1200), Image.Resampling.BICUBIC)
-    got = decode(encode(large, "JPEG", quality=95), 32, MAX_PIXELS).pixels
+    got = decode(encode(large, "JPEG", quality=95), LIMITS).pixels
     exact = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC))
     assert np.abs(got.astype(int) - exact).mean() < 3
 
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     with pytest.raises(TooLarge):
-        decode(encode(Image.new("L", (2000, 2000)), "PNG"), 32, max_pixels=1_000_000)
+        decode(encode(Image.new("L", (2000, 2000)), "PNG"), Limits(32, 1_000_000))
 
 
 def test_a_pixel_bomb_is_refused() -> None:
     bomb = bytearray(encode(Image.new("L", (8, 8)), "BMP"))
     bomb[18:26] = (60_000).to_bytes(4, "little") * 2
     with pytest.raises(TooLarge):
-        decode(bytes(bomb), 32, MAX_PIXELS)
+        decode(bytes(bomb), LIMITS)
 
 
 def test_strict_size_takes_only_the_input_size(cat: bytes) -> None:
-    assert decode(cat, 32, MAX_PIXELS, strict_size=True).resized_from is None
+    assert decode(cat, Limits(32, 10_000, strict_size=True)).resized_from is None
     with pytest.raises(WrongSize):
-        decode(encode(picture(size=(33, 32)), "PNG"), 32, MAX_PIXELS, strict_size=True)
+        decode(encode(picture(size=(33, 32)), "PNG"), Limits(32, 10_000, strict_size=True))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_cut_off_file_is_undecodable(kind: str) -> None:
     data = encode(picture(size=(64, 64)), kind)
     with pytest.raises(UndecodableImage):
-        decode(data[: len(data) // 2], 32, MAX_PIXELS)
+        decode(data[: len(data) // 2], LIMITS)
 
 
 @given(kind=st.sampled_from(sorted(FORMATS)), data=st.data())
@@ -143,10 +143,10 @@ def test_damaged_files_end_in_a_picture_or_a_clear_error(kind: str, data: st.Dat
     for _ in range(data.draw(st.integers(1, 8))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     with suppress(RequestError):
-        assert decode(bytes(body), 32, 100_000).pixels.shape == (32, 32, 3)
+        assert decode(bytes(body), Limits(32, 100_000)).pixels.shape == (32, 32, 3)
 
 
 @given(st.binary(max_size=200))
 def test_noise_is_unsupported_or_undecodable(data: bytes) -> None:
     with pytest.raises((UnsupportedImage, UndecodableImage, TooLarge)):
-        decode(data, 32, MAX_PIXELS)
+        decode(data, LIMITS)

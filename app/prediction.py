@@ -1,0 +1,164 @@
+"""The way of one `POST /predict`: key, upload, pixels, queue, answer."""
+
+import asyncio
+from contextlib import nullcontext
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import to_json
+from starlette.responses import Response
+from starlette.types import Receive, Scope
+
+from app import auth, uploads
+from app.batcher import Answer
+from app.errors import InvalidParameter, NotReady, RequestError
+from app.lifecycle import Phase
+from app.model.images import Limits, Picture, Pixels, Source
+from app.problems import TYPE
+from app.state import State
+from app.uploads import Upload
+
+INLINE_BYTES = 65_536  # uploads up to this size are decoded on the event loop where their pictures are small
+
+Outcome = Picture | RequestError
+
+
+async def answer(scope: Scope, receive: Receive, service: State) -> Response:
+    """The 200 of the contract; raises a RequestError for everything else."""
+    headers = dict(scope["headers"])
+    auth.check(headers, service.settings.api_keys)
+    top_k = _top_k(scope["query_string"], len(service.classifier.classes))
+    ready = service.lifecycle.phase is Phase.READY
+    with service.lifecycle.accepted() if ready else nullcontext():
+        content_type = headers.get(b"content-type", b"").decode("latin-1")
+        content_length = headers.get(b"content-length", b"0").decode("latin-1")
+        files = await uploads.read(receive, content_type, content_length, service.settings)
+        if not ready:  # said only now, since closing a connection with unread bytes would lose the answer
+            raise NotReady("The service is shutting down.", retry_after_s=1)
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        outcomes = await _decode(files, service)
+        decode_s = clock() - begun
+        answered = await _classify(receive, outcomes, service)
+    service.metrics.decode.observe(decode_s)
+    service.metrics.queue_wait.observe(answered.queue_s)
+    body = _shape(files, outcomes, np.stack(answered.results), top_k, service)
+    return Response(
+        to_json(body),
+        media_type="application/json",
+        headers={
+            "Server-Timing": f"decode;dur={decode_s * 1e3:.2f}, queue;dur={answered.queue_s * 1e3:.2f}, "
+            f"model;dur={answered.run_s * 1e3:.2f}"
+        },
+    )
+
+
+def _top_k(query: bytes, classes: int) -> int:
+    values = [value for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name == "top_k"]
+    text = values[-1] if values else str(min(3, classes))
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= classes):
+        raise InvalidParameter(f"top_k is {text[:20]!r}; it must be a whole number from 1 to {classes}.")
+    return int(text)
+
+
+async def _decode(files: list[Upload], service: State) -> list[Outcome]:
+    """Each file's picture or what is wrong with it; raises the first error when there is no picture at all."""
+    settings = service.settings
+    limits = Limits(service.classifier.input_size, settings.max_pixels, settings.strict_size)
+    outcomes = _decode_small(files, limits)
+    if outcomes is None:
+        loop = asyncio.get_running_loop()
+        outcomes = await loop.run_in_executor(service.decoders, _decode_all, files, limits)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
+    for error in errors:
+        service.metrics.refusals.labels(error.type).inc()
+    if len(errors) == len(outcomes):
+        raise errors[0]
+    return outcomes
+
+
+def _decode_small(files: list[Upload], limits: Limits) -> list[Outcome] | None:
+    """The outcomes where all files together are a matter of microseconds, else None."""
+    if sum(len(file.data) for file in files) > INLINE_BYTES:
+        return None
+    sources: list[Source | RequestError] = [_open(file, limits) for file in files]
+    if not all(isinstance(source, RequestError) or source.is_small for source in sources):
+        return None
+    return [_finish(source) for source in sources]
+
+
+def _decode_all(files: list[Upload], limits: Limits) -> list[Outcome]:
+    return [_finish(_open(file, limits)) for file in files]
+
+
+def _open(file: Upload, limits: Limits) -> Source | RequestError:
+    if file.error is not None:
+        return file.error
+    try:
+        return Source(file.data, limits)
+    except RequestError as error:
+        return error
+
+
+def _finish(source: Source | RequestError) -> Outcome:
+    if isinstance(source, RequestError):
+        return source
+    try:
+        return source.decode()
+    except RequestError as error:
+        return error
+
+
+async def _classify(receive: Receive, outcomes: list[Outcome], service: State) -> Answer[NDArray[np.float32]]:
+    """Probabilities of the decoded pictures; the wait ends when the caller goes away."""
+    pixels: list[Pixels] = [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
+    waiting = asyncio.current_task()
+    assert waiting is not None
+    gone = asyncio.create_task(_disconnected(receive))
+    gone.add_done_callback(lambda task: task.cancelled() or waiting.cancel())
+    try:
+        return await service.batcher.submit(pixels, service.settings.request_timeout_s)
+    finally:
+        gone.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _shape(
+    files: list[Upload], outcomes: list[Outcome], probabilities: NDArray[np.float32], top_k: int, service: State
+) -> dict[str, Any]:
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    values = np.take_along_axis(probabilities, best, 1).astype(float).round(4)
+    rows = zip(best.tolist(), values.tolist(), strict=True)
+    predictions = [
+        {"filename": file.filename, "error": _file_error(outcome)}
+        if isinstance(outcome, RequestError)
+        else _prediction(file.filename, outcome, *next(rows), service)
+        for file, outcome in zip(files, outcomes, strict=True)
+    ]
+    weights = service.classifier.weights
+    return {"model": {"name": weights.card.name, "version": weights.version}, "predictions": predictions}
+
+
+def _prediction(
+    filename: str | None, picture: Picture, best: list[int], values: list[float], service: State
+) -> dict[str, Any]:
+    classes = service.classifier.classes
+    top = [{"label": classes[i], "probability": value} for i, value in zip(best, values, strict=True)]
+    service.metrics.predictions.labels(classes[best[0]]).inc()
+    return {
+        "filename": filename,
+        "label": classes[best[0]],
+        "confidence": values[0],
+        "top": top,
+        "resized_from": picture.resized_from,
+    }
+
+
+def _file_error(error: RequestError) -> dict[str, str]:
+    return {"type": TYPE + error.type, "title": error.title, "detail": str(error)}
