@@ -1,6 +1,6 @@
 # Each target sets up .venv by itself and does nothing twice.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 HOST ?= 0.0.0.0
 PORT ?= 8000
 DATA ?= data
