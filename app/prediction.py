@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import nullcontext
+from heapq import nlargest
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -44,7 +45,7 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
         answered = await _classify(receive, outcomes, service)
     service.metrics.decode.observe(decode_s)
     service.metrics.queue_wait.observe(answered.queue_s)
-    body = _shape(files, outcomes, np.stack(answered.results), top_k, service)
+    body = _shape(files, outcomes, answered.results, top_k, service)
     return Response(
         to_json(body),
         media_type="application/json",
@@ -130,15 +131,13 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _shape(
-    files: list[Upload], outcomes: list[Outcome], probabilities: NDArray[np.float32], top_k: int, service: State
+    files: list[Upload], outcomes: list[Outcome], results: list[NDArray[np.float32]], top_k: int, service: State
 ) -> dict[str, Any]:
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    values = np.take_along_axis(probabilities, best, 1).astype(float).round(4)
-    rows = zip(best.tolist(), values.tolist(), strict=True)
+    rows = iter(results)
     predictions = [
         {"filename": file.filename, "error": _file_error(outcome)}
         if isinstance(outcome, RequestError)
-        else _prediction(file.filename, outcome, *next(rows), service)
+        else _prediction(file.filename, outcome, next(rows).tolist(), top_k, service)
         for file, outcome in zip(files, outcomes, strict=True)
     ]
     weights = service.classifier.weights
@@ -146,15 +145,16 @@ def _shape(
 
 
 def _prediction(
-    filename: str | None, picture: Picture, best: list[int], values: list[float], service: State
+    filename: str | None, picture: Picture, probabilities: list[float], top_k: int, service: State
 ) -> dict[str, Any]:
     classes = service.classifier.classes
-    top = [{"label": classes[i], "probability": value} for i, value in zip(best, values, strict=True)]
+    best = nlargest(top_k, range(len(classes)), probabilities.__getitem__)
+    top = [{"label": classes[i], "probability": round(probabilities[i], 4)} for i in best]
     service.metrics.predictions.labels(classes[best[0]]).inc()
     return {
         "filename": filename,
         "label": classes[best[0]],
-        "confidence": values[0],
+        "confidence": top[0]["probability"],
         "top": top,
         "resized_from": picture.resized_from,
     }

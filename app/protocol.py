@@ -1,14 +1,60 @@
-"""uvicorn's HTTP protocol, with a gentler end of its connections."""
+"""uvicorn's HTTP protocol, impatient with slow senders and with a gentler end of its connections."""
+
+from asyncio import BaseTransport, TimerHandle, Transport
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LINGER_S = 0.3  # a request that was sent before its sender could know of the stop arrives within this time
+PATIENCE_S = 10.0  # how long a request may stay unfinished without progress
+LEAST_BYTES = 5_000  # that count as progress in that time
 
 
 class Protocol(HttpToolsProtocol):
+    _watch: TimerHandle | None = None
+    _received = 0  # bytes since the last look
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(cast(Transport, transport))
+        self._start_watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._start_watch()
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._stop_watch()
+        super().on_message_complete()
+
     def shutdown(self) -> None:
         """Gives an idle connection a moment before it is closed, so that no request is lost on its way."""
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(LINGER_S, super().shutdown)
         else:
             super().shutdown()
+
+    def _start_watch(self) -> None:
+        if self._watch is None:
+            self._received = 0
+            self._watch = self.loop.call_later(PATIENCE_S, self._look)
+
+    def _stop_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _look(self) -> None:
+        """Closes the connection of a request that arrives by drops, unless it is we who do not read on."""
+        self._watch = None
+        if self._received < LEAST_BYTES and not self.flow.read_paused:
+            self.transport.close()
+        else:
+            self._start_watch()

@@ -1,0 +1,155 @@
+"""A load generator for one HTTP address on loopback: closed loop, or open loop at a fixed rate.
+
+Requests are bytes made beforehand, so that the generator takes little from the cores it shares with the service. In the
+open loop a request's latency counts from the moment it was due, not from when it was sent: a service that stalls cannot
+hide it (no coordinated omission).
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import cast
+
+import numpy as np
+
+
+@dataclass
+class Run:
+    """Latencies in seconds of the answered requests, by status, over `seconds` of measuring."""
+
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
+    failures: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Good answers a second."""
+        return self.statuses[200] / self.seconds
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds within which that share of the good answers came."""
+        return float(np.quantile(self.latencies, share) * 1e3) if self.latencies else float("nan")
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection with one request at a time under way."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._buffer = b""
+        self._answer: asyncio.Future[int] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(error or ConnectionError("closed"))
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        place = self._buffer.lower().find(b"content-length:", 0, head)
+        length = int(self._buffer[place + 15 : self._buffer.index(b"\r\n", place)])
+        if len(self._buffer) < head + 4 + length:
+            return
+        status, self._buffer = int(self._buffer[9:12]), b""
+        if self._answer and not self._answer.done():
+            self._answer.set_result(status)
+
+    async def ask(self, request: bytes) -> int:
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        if self._transport:
+            self._transport.close()
+
+
+async def connect(port: int) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+    return connection
+
+
+async def closed_loop(port: int, requests: list[bytes], concurrency: int, seconds: float, warm_up_s: float) -> Run:
+    """Each of `concurrency` connections sends its next request as soon as the last is answered."""
+    run, source = Run(), cycle(requests)
+    begin = time.perf_counter() + warm_up_s
+    end = begin + seconds
+
+    async def worker() -> None:
+        connection = await connect(port)
+        while (sent := time.perf_counter()) < end:
+            if connection.closed:
+                connection = await connect(port)
+            await _count(run, connection, next(source), sent, begin)
+        connection.close()
+
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    run.seconds = time.perf_counter() - begin
+    return run
+
+
+async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, connections: int = 256) -> Run:
+    """`rate` requests a second at even distances, whatever the answers do; those that find no connection wait."""
+    run, source, idle = Run(), cycle(requests), deque[Connection]()
+    slots = asyncio.Semaphore(connections)
+    begin = time.perf_counter()
+
+    async def send(due: float) -> None:
+        async with slots:
+            connection = idle.pop() if idle else await connect(port)
+            await _count(run, connection, next(source), due, begin)
+            if not connection.closed:
+                idle.append(connection)
+
+    tasks: set[asyncio.Task[None]] = set()
+    for i in range(int(rate * seconds)):
+        due = begin + i / rate
+        if (early := due - time.perf_counter()) > 0:
+            await asyncio.sleep(early)
+        task = asyncio.create_task(send(due))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+    run.seconds = time.perf_counter() - begin
+    for connection in idle:
+        connection.close()
+    return run
+
+
+async def _count(run: Run, connection: Connection, request: bytes, since: float, begin: float) -> None:
+    try:
+        status = await connection.ask(request)
+    except OSError:
+        run.failures += 1
+        return
+    now = time.perf_counter()
+    if since >= begin:
+        run.statuses[status] += 1
+        if status == 200:
+            run.latencies.append(now - since)
+
+
+def form(files: list[tuple[str, bytes]], path: str = "/predict") -> bytes:
+    """An HTTP request that uploads the files as one multipart form."""
+    body = b"".join(
+        b'--BOUNDARY\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n'
+        b"Content-Type: image/%s\r\n\r\n%s\r\n" % (name.encode(), name.rpartition(".")[2].encode(), data)
+        for name, data in files
+    )
+    return post(body + b"--BOUNDARY--\r\n", "multipart/form-data; boundary=BOUNDARY", path)
+
+
+def post(body: bytes, kind: str, path: str = "/predict") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
