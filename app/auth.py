@@ -9,8 +9,12 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from app.errors import Unauthorized
 from app.state import Service
 
-Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))]
-Header = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+WHEN = "Needed where the service has API keys; one of the two headers is enough."
+BEARER = HTTPBearer(scheme_name="Bearer", description=WHEN, auto_error=False)
+HEADER = APIKeyHeader(name="X-API-Key", scheme_name="X-API-Key", description=WHEN, auto_error=False)
+
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
+Header = Annotated[str | None, Security(HEADER)]
 
 
 def check(service: Service, bearer: Bearer, header: Header) -> None:

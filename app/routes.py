@@ -4,20 +4,20 @@ import asyncio
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 from numpy.typing import NDArray
 
-from app import auth, metrics, schemas, uploads
+from app import auth, metrics, openapi, schemas, uploads
 from app.batcher import Answer
 from app.errors import InvalidParameter, NotReady, RequestError
 from app.lifecycle import Phase
 from app.model import images
 from app.model.images import Picture, Pixels
-from app.problems import MEDIA_TYPE, TYPE
+from app.problems import TYPE
 from app.state import Service, State
 from app.uploads import Upload
 
@@ -26,46 +26,19 @@ ASSETS = Path(__file__).parent / "assets"
 router = APIRouter()
 
 Outcome = Picture | RequestError
-
-FORM = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {
-        "file": {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "one or many images"}
-    },
-}
-BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {"schema": FORM},
-        **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in images.FORMATS.values()},
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-    },
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-    for status, text in {
-        400: "Malformed form, no part named `file`, or an empty body.",
-        401: "API keys are set, and none or a wrong one came.",
-        413: "Too many bytes, files or pixels.",
-        415: "Not PNG, JPEG, WebP, BMP or GIF.",
-        422: "The image is broken, of a wrong size under STRICT_SIZE, or `top_k` is out of range.",
-        429: "The queue is full; `Retry-After` says when there will be room.",
-        503: "Not ready yet, or shutting down.",
-        504: "Not answered within the request timeout.",
-    }.items()
-}
+TopK = Annotated[int, Query(description="How many of the likeliest classes to tell, from 1 to all of them.")]
 
 
 @router.post(
     "/predict",
+    tags=["Predictions"],
     summary="Classify images",
     response_model=schemas.Predictions,
-    responses=ERRORS,
-    openapi_extra={"requestBody": BODY},
+    responses=openapi.PREDICT,
+    openapi_extra={"requestBody": openapi.BODY},
     dependencies=[auth.Authorized],
 )
-async def predict(request: Request, service: Service, top_k: int = 3) -> Response:
+async def predict(request: Request, service: Service, top_k: TopK = 3) -> Response:
     """One or many images, as parts named `file` of a form or one as the raw body; answers keep their order.
 
     A bad file among several has an `error` in its place. When every file is bad, the answer is the first one's error.
@@ -170,24 +143,24 @@ def _file_error(error: RequestError) -> dict[str, str]:
     return {"type": TYPE + error.type, "title": error.title, "detail": str(error)}
 
 
-@router.get("/model", summary="The model's card")
+@router.get("/model", tags=["Model"], summary="The model's card")
 async def model(service: Service) -> schemas.ModelCard:
     return schemas.ModelCard(**service.classifier.card())
 
 
-@router.get("/healthz", summary="Alive")
+@router.get("/healthz", tags=["Operation"], summary="Alive")
 async def healthz() -> schemas.Health:
     return schemas.Health(status="alive")
 
 
-@router.get("/readyz", summary="Ready for work", responses={503: ERRORS[503]})
+@router.get("/readyz", tags=["Operation"], summary="Ready for work", responses={503: openapi.ERRORS[503]})
 async def readyz(service: Service) -> schemas.Health:
     if service.lifecycle.phase is not Phase.READY:
         raise NotReady(f"The service is {service.lifecycle.phase.value}.", retry_after_s=1)
     return schemas.Health(status="ready")
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", tags=["Operation"], summary="Prometheus metrics", response_class=PlainTextResponse)
 async def read_metrics(service: Service) -> Response:
     service.metrics.queue.set(service.batcher.waiting)
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
@@ -199,5 +172,5 @@ async def index() -> FileResponse:
 
 
 @router.get("/docs", include_in_schema=False)
-async def docs() -> HTMLResponse:
-    return HTMLResponse((ASSETS / "docs.html").read_text())
+async def docs() -> FileResponse:
+    return FileResponse(ASSETS / "docs.html")
