@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, its metrics, and the last net for errors."""
+"""Around every request: its id, the security headers, its line in the log, its metrics, the last net for errors."""
 
 import logging
 import re
@@ -11,6 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import problems
 from app.metrics import Metrics
 
+EVERY_ANSWER = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),  # asked again every time, so that no page meets another version's script
+)
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger("app.access")
@@ -49,6 +55,7 @@ class RequestContext:
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
                 answer["X-Request-ID"] = request_id
+                answer.raw.extend(EVERY_ANSWER)
                 if unread:  # refused before the body was read: do not go on receiving it
                     answer["Connection"] = "close"
             await send(message)

@@ -22,6 +22,12 @@ from app.state import Service, State
 from app.uploads import Upload
 
 ASSETS = Path(__file__).parent / "assets"
+OWN_FILES_ONLY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; "
+)
+INDEX_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "style-src 'self'; img-src 'self' blob:"}
+DOCS_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "style-src 'self'; img-src 'self' data:"}
 
 router = APIRouter()
 
@@ -168,9 +174,9 @@ async def read_metrics(service: Service) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def index() -> FileResponse:
-    return FileResponse(ASSETS / "index.html")
+    return FileResponse(ASSETS / "index.html", headers=INDEX_HEADERS)
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> FileResponse:
-    return FileResponse(ASSETS / "docs.html")
+    return FileResponse(ASSETS / "docs.html", headers=DOCS_HEADERS)
