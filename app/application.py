@@ -36,7 +36,6 @@ def create_app(config: Settings | None = None) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         lifespan=_lifespan(config, metrics),
-        root_path=config.root_path,
         docs_url=None,
         redoc_url=None,
     )

@@ -295,6 +295,13 @@ def test_pages_and_all_they_load_come_from_the_service(client: httpx.Client, pat
         assert client.get(f"/{link}").status_code == 200, link
 
 
+def test_a_root_path_is_told_in_the_schema_and_stripped_by_the_proxy(start: Start) -> None:
+    client = start(root_path="classifier/")
+    assert client.get("/openapi.json").json()["servers"] == [{"url": "/classifier"}]
+    for path in ("/", "/docs", "/static/index.js", "/static/swagger/swagger-ui.css", "/model"):
+        assert client.get(path).status_code == 200, path
+
+
 def test_the_schema_describes_the_upload_and_its_errors(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     predict = schema["paths"]["/predict"]["post"]
