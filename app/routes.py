@@ -23,11 +23,12 @@ from app.uploads import Upload
 
 ASSETS = Path(__file__).parent / "assets"
 OWN_FILES_ONLY = (
-    "default-src 'none'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
 )
-INDEX_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "style-src 'self'; img-src 'self' blob:"}
-DOCS_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "style-src 'self'; img-src 'self' data:"}
+NO_HTML_FROM_TEXT = "require-trusted-types-for 'script'; trusted-types 'none'; "
+INDEX_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + NO_HTML_FROM_TEXT + "img-src 'self' blob:"}
+DOCS_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "img-src 'self' data:"}  # data: in Swagger UI's own style
 
 router = APIRouter()
 
