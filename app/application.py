@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope
 
-from app import __version__, prediction, problems, settings
+from app import __version__, openapi, prediction, problems, settings
 from app.batcher import Batcher, batch_sizes
 from app.classifier import Classifier
 from app.lifecycle import Lifecycle, Phase, draining_signals
@@ -23,15 +23,10 @@ from app.middleware import FastLane, RequestContext
 from app.model import engine, weights
 from app.model.images import Pixels
 from app.routes import ASSETS, router
-from app.schemas import Problem
 from app.settings import Settings
 from app.state import State
 
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
-SECURITY = {
-    "Bearer": {"type": "http", "scheme": "bearer"},
-    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-}
 
 
 def create_app(config: Settings | None = None) -> ASGIApp:
@@ -49,7 +44,6 @@ def create_api(config: Settings, metrics: Metrics) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         lifespan=_lifespan(config, metrics),
-        root_path=config.root_path,
         docs_url=None,
         redoc_url=None,
     )
@@ -57,9 +51,7 @@ def create_api(config: Settings, metrics: Metrics) -> FastAPI:
     api.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))
     api.mount("/static", StaticFiles(directory=ASSETS / "static"))
     problems.install(api)
-    schema = api.openapi()["components"]
-    schema["schemas"]["Problem"] = Problem.model_json_schema()
-    schema["securitySchemes"] = SECURITY
+    openapi.complete(api.openapi())
     return api
 
 

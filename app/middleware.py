@@ -1,4 +1,6 @@
-"""Around every request: its id, its line in the log, its metrics, the last net for errors; and the fast lane."""
+"""Around every request: its id, the security headers, its line in the log, its metrics, the last net for
+errors; and the fast lane.
+"""
 
 import logging
 import re
@@ -15,6 +17,12 @@ from app.errors import RequestError
 from app.metrics import Metrics
 
 LINGER_DIGITS = 6  # a declared body of up to 999,999 bytes is read to its end, so that its sender sees the answer
+EVERY_ANSWER = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),  # asked again every time, so that no page meets another version's script
+)
 SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 Answer = Callable[[Scope, Receive], Awaitable[Response]]
@@ -53,7 +61,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                message["headers"] += ((b"x-request-id", request_id.encode()), *EVERY_ANSWER)
                 if unread:  # refused before a large body was read: do not go on receiving it
                     message["headers"].append((b"connection", b"close"))
             await send(message)

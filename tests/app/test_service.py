@@ -267,6 +267,23 @@ def test_metrics_count_requests_and_pictures(client: httpx.Client, cat: bytes) -
         assert line in response.text
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/nothing", "/static/index.js"])
+def test_every_answer_carries_the_security_headers(client: httpx.Client, path: str) -> None:
+    headers = client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_run_only_the_services_own_files(client: httpx.Client, path: str) -> None:
+    policy = client.get(path).headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "*" not in policy
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_pages_and_all_they_load_come_from_the_service(client: httpx.Client, path: str) -> None:
     page = client.get(path)
@@ -276,6 +293,13 @@ def test_pages_and_all_they_load_come_from_the_service(client: httpx.Client, pat
     for link in links:
         assert "//" not in link
         assert client.get(f"/{link}").status_code == 200, link
+
+
+def test_a_root_path_is_told_in_the_schema_and_stripped_by_the_proxy(start: Start) -> None:
+    client = start(root_path="classifier/")
+    assert client.get("/openapi.json").json()["servers"] == [{"url": "/classifier"}]
+    for path in ("/", "/docs", "/static/index.js", "/static/swagger/swagger-ui.css", "/model"):
+        assert client.get(path).status_code == 200, path
 
 
 def test_the_schema_describes_the_upload_and_its_errors(client: httpx.Client) -> None:
