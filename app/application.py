@@ -18,6 +18,7 @@ from app import __version__, openapi, prediction, problems, settings
 from app.batcher import Batcher, batch_sizes
 from app.classifier import Classifier
 from app.lifecycle import Lifecycle, Phase, draining_signals
+from app.logs import AccessLog
 from app.metrics import Metrics
 from app.middleware import FastLane, RequestContext
 from app.model import engine, weights
@@ -34,7 +35,8 @@ def create_app(config: Settings | None = None) -> ASGIApp:
     config = config or settings.load()
     metrics = Metrics()
     api = create_api(config, metrics)
-    return RequestContext(FastLane(api, f"{config.root_path}/predict", _predict), metrics)
+    access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
+    return RequestContext(FastLane(api, f"{config.root_path}/predict", _predict), metrics, access)
 
 
 def create_api(config: Settings, metrics: Metrics) -> FastAPI:

@@ -1,23 +1,27 @@
 """Log lines: text for people, JSON for machines; one line an event in either."""
 
+import asyncio
 import json
 import logging
 import logging.config
+import sys
 import time
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
-FIELDS = ("request_id", "route", "status", "ms")
+FLUSH_S = 0.1
 
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": _utc(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        if hasattr(record, "request_id"):
+            line["request_id"] = record.request_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -27,10 +31,48 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (the library's)
+        return _utc(record.created)
+
     def format(self, record: logging.LogRecord) -> str:
-        if hasattr(record, "ms") and hasattr(record, "request_id"):
-            return f"{super().format(record)} in {record.ms} ms [{record.request_id}]"
-        return super().format(record)
+        line = super().format(record)
+        return f"{line} [{record.request_id}]" if hasattr(record, "request_id") else line
+
+
+class AccessLog:
+    """One line a request, written ten times a second, since a write a line costs as much as reading the form.
+
+    Nothing in a line is the caller's own text but the request id, which is letters, digits and `._-` only.
+    """
+
+    def __init__(self, style: str, stream: TextIO | None = None) -> None:
+        self._as_json = style == "json"
+        self._stream = stream or sys.stderr
+        self._lines: list[str] = []
+
+    def add(self, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
+        now, ms = _utc(time.time()), seconds * 1e3
+        if self._as_json:
+            line = (
+                f'{{"time": "{now}", "level": "info", "logger": "app.access", "message": "{method} {route} {status}", '
+                f'"request_id": "{request_id}", "route": "{route}", "status": {status}, "ms": {ms:.2f}}}\n'
+            )
+        else:
+            line = f"{now} INFO    {method} {route} {status} in {ms:.1f} ms [{request_id}]\n"
+        if not self._lines:
+            asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        with suppress(OSError):  # a full disk or a reader that left must not stop the service
+            self._stream.write("".join(lines))
+            self._stream.flush()
+
+
+def _utc(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int(1000 * (seconds - whole)):03d}Z"
 
 
 def config(level: str, style: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import problems
 from app.errors import RequestError
+from app.logs import AccessLog
 from app.metrics import Metrics
 
 LINGER_DIGITS = 6  # a declared body of up to 999,999 bytes is read to its end, so that its sender sees the answer
@@ -27,15 +28,16 @@ SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 Answer = Callable[[Scope, Receive], Awaitable[Response]]
 
-logger = logging.getLogger("app.access")
+logger = logging.getLogger(__name__)
 
 
 class RequestContext:
     """Takes a sane X-Request-ID or makes one, answers with it, logs and counts the request, renders what escaped."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access: AccessLog | None) -> None:
         self.app = app
         self.metrics = metrics
+        self.access = access
         self._prefix, self._numbers = token_hex(8), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,9 +85,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", "unmatched")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.latency.labels(route).observe(seconds)
-        if logger.isEnabledFor(logging.INFO):
-            fields = {"request_id": request_id, "route": route, "status": status, "ms": round(seconds * 1e3, 1)}
-            logger.info("%s %s %d", scope["method"], route, status, extra=fields)
+        if self.access:
+            self.access.add(scope["method"], route, status, seconds, request_id)
 
 
 class FastLane:
