@@ -79,3 +79,12 @@ def test_only_the_service_is_reached_from_outside() -> None:
     ports = {name: service["ports"] for name, service in compose().items() if "ports" in service}
     assert ports.pop("thirtytwo") == ["8000:8000"]
     assert all(port.startswith("127.0.0.1:") for published in ports.values() for port in published)
+
+
+def test_what_the_document_names_exists() -> None:
+    document = (ROOT / "docs" / "deploying.md").read_text()
+    paths = set(re.findall(r"(?:deploy/[\w./-]+|docker-compose[\w.]*\.yml)", document))
+    assert len(paths) >= 5
+    assert [path for path in paths if not (ROOT / path.rstrip(".")).exists()] == []
+    variables = set(re.findall(r"^\| `([A-Z_]+)` \|", document, re.MULTILINE))
+    assert variables == set(re.findall(r"\$\{(\w+):-", (ROOT / "docker-compose.yml").read_text()))
