@@ -1,32 +1,46 @@
-# docker build -t thirtytwo .                                 torch from PyPI, which on x86-64 is the CUDA build
-# docker build -t thirtytwo --build-arg TORCH_INDEX=URL .     torch from another index, such as that of its CPU builds
-# docker build -t thirtytwo-train --target train .            the training script
+# docker build -t thirtytwo:0.1.0 .                                the service, for GPUs and CPUs
+# docker build -t thirtytwo:0.1.0-cpu --build-arg VARIANT=cpu .    the same without torch, which no CPU needs
+# docker build -t thirtytwo-train:0.1.0 --target train .           the training script
+#
+# TORCH_INDEX=ADDRESS takes torch from another index than PyPI, such as one of its builds for another CUDA.
 
-FROM python:3.11-slim-bookworm AS dependencies
+ARG VARIANT=cuda
+
+FROM python:3.11-slim-bookworm AS python
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 WORKDIR /srv
 
-# By far the largest layer comes first, so that it is built again only with new versions. Only torch itself is taken
-# from TORCH_INDEX: what it needs has the versions of constraints.txt, which that index may not hold.
+
+# in a stage of its own, so that only a change of these lists, and none of the rest of the file, installs anything anew
+FROM python AS requirements
+COPY pyproject.toml ./
+RUN python -c "import tomllib; \
+    project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    serve = [line for line in project['dependencies'] if not line.startswith('torch')]; \
+    open('serve.txt', 'w').write('\n'.join(serve)); \
+    open('train.txt', 'w').write('\n'.join(project['optional-dependencies']['train']))"
+
+
+FROM python AS cpu
 COPY constraints.txt ./
+COPY --from=requirements /srv/serve.txt ./
+# a new volume takes the owner of the folder it is mounted on, which is why /weights is there
+RUN pip install --constraint constraints.txt --requirement serve.txt \
+    && install --directory --owner=10001 --group=10001 /weights
+
+
+# only torch itself comes from TORCH_INDEX: what it needs has the versions of constraints.txt, which may not be there
+FROM cpu AS cuda
 ARG TORCH_INDEX
 RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --no-deps torch \
     && pip install --constraint constraints.txt torch
 
-COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-    > requirements.txt \
-    && pip install --constraint constraints.txt --requirement requirements.txt
-# a new volume takes the owner of the folder it is mounted on
-RUN install --directory --owner=10001 --group=10001 /weights
 
-
-FROM dependencies AS train
+FROM cuda AS train
 ARG TORCH_INDEX
+COPY --from=requirements /srv/train.txt ./
 RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --no-deps torchvision \
-    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['train'], sep='\n')" \
-    > requirements-train.txt \
-    && pip install --constraint constraints.txt --requirement requirements-train.txt
+    && pip install --constraint constraints.txt --requirement train.txt
 COPY LICENSE ./
 COPY app app
 COPY training training
@@ -36,7 +50,8 @@ USER 10001:10001
 ENTRYPOINT ["python", "-m", "training.train"]
 
 
-FROM dependencies AS serve
+FROM ${VARIANT} AS serve
+WORKDIR /srv
 COPY LICENSE ./
 COPY app app
 ENV THIRTYTWO_HOST=0.0.0.0 THIRTYTWO_PORT=8000

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,40 @@ def test_the_health_check_tells_a_ready_service_from_none(client: httpx.Client) 
 
 def test_the_build_context_holds_what_is_copied_and_nothing_else() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {name for names in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.MULTILINE) for name in names.split()}
+    copies = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
+    copied = {name for names in copies for name in names.split()}
     assert kept == copied
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_the_cpu_image_installs_everything_but_torch(tmp_path: Path) -> None:
+    command = re.search(r'RUN python -c "(import tomllib.*?)"$', DOCKERFILE, re.MULTILINE).group(1)  # type: ignore[union-attr]
+    text = (ROOT / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(text)
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    project = tomllib.loads(text)["project"]
+    left_out = set(project["dependencies"]) - set((tmp_path / "serve.txt").read_text().splitlines())
+    assert [line.split(">")[0] for line in left_out] == ["torch"]
+    assert (tmp_path / "train.txt").read_text().splitlines() == project["optional-dependencies"]["train"]
+
+
+def test_the_service_needs_no_torch_on_a_cpu() -> None:
+    program = """
+import sys
+sys.modules["torch"] = None
+import app.application
+from app.model import engine, weights
+print(engine.load(weights.load(weights.BUNDLED), "cpu").name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "openvino\n", done.stderr
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     assert f'image.version="{__version__}"' in DOCKERFILE
-    for name in ("thirtytwo", "train"):
-        assert compose()[name]["image"].endswith(f":{__version__}")
+    images = [service["image"] for service in compose().values() if "build" in service]
+    assert images == [f"thirtytwo:{__version__}", f"thirtytwo-train:{__version__}"]
+    assert compose("docker-compose.cpu.yml")["thirtytwo"]["image"] == f"thirtytwo:{__version__}-cpu"
 
 
 def test_our_services_are_locked_down_and_reserve_a_gpu_unless_told_otherwise() -> None:
@@ -68,7 +94,9 @@ def test_our_services_are_locked_down_and_reserve_a_gpu_unless_told_otherwise() 
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
         assert f" AS {service['build']['target']}\n" in DOCKERFILE
-    assert compose("docker-compose.cpu.yml") == {name: {"deploy": "reset"} for name in ours}
+    without = compose("docker-compose.cpu.yml")
+    assert {name: service["deploy"] for name, service in without.items()} == dict.fromkeys(ours, "reset")
+    assert without["thirtytwo"]["build"]["args"] == {"VARIANT": "cpu"}
 
 
 def test_a_stop_has_time_to_answer_what_was_accepted() -> None:
@@ -86,5 +114,6 @@ def test_what_the_document_names_exists() -> None:
     paths = set(re.findall(r"(?:deploy/[\w./-]+|docker-compose[\w.]*\.yml)", document))
     assert len(paths) >= 5
     assert [path for path in paths if not (ROOT / path.rstrip(".")).exists()] == []
+    assert set(re.findall(r"\d+\.\d+\.\d+", document)) == {__version__}
     variables = set(re.findall(r"^\| `([A-Z_]+)` \|", document, re.MULTILINE))
     assert variables == set(re.findall(r"\$\{(\w+):-", (ROOT / "docker-compose.yml").read_text()))

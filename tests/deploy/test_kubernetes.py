@@ -132,7 +132,8 @@ def test_the_pods_are_locked_down_and_ask_what_the_service_knows(
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
-        assert container["image"] == f"thirtytwo:{__version__}"
+        device = "" if "nvidia.com/gpu" in container["resources"]["limits"] else "-cpu"
+        assert container["image"] == f"thirtytwo:{__version__}{device}"
         names = {entry["name"] for entry in container["env"]} - {"PROTOCOL"}
         assert names <= {PREFIX + name.upper() for name in Settings.model_fields}
         probes = [probe["httpGet"] for key, probe in container.items() if key.endswith("Probe")]

@@ -12,6 +12,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from app.metrics import Metrics
+from app.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -80,6 +81,11 @@ def test_promtool_accepts_the_rules_and_they_fire_as_they_should(tmp_path: Path)
     ):
         done = subprocess.run(["promtool", *map(str, command)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_queue_s_alert_knows_the_default_limit() -> None:
+    (rule,) = (rule for rule in rules if rule["alert"] == "ThirtytwoQueueNearlyFull")
+    assert rule["expr"].endswith(f" > {int(0.8 * Settings().max_queue)}")
 
 
 def test_every_alert_is_tested() -> None:
