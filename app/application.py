@@ -36,7 +36,7 @@ def create_app(config: Settings | None = None) -> ASGIApp:
     metrics = Metrics()
     api = create_api(config, metrics)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return RequestContext(FastLane(api, f"{config.root_path}/predict", _predict), metrics, access)
+    return RequestContext(FastLane(api, f"{config.root_path}/predict", _predict, metrics), metrics, access)
 
 
 def create_api(config: Settings, metrics: Metrics) -> FastAPI:

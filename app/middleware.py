@@ -92,8 +92,9 @@ class RequestContext:
 class FastLane:
     """Answers one POST path before the framework's own stack, which costs as much as all the rest of the way."""
 
-    def __init__(self, app: ASGIApp, path: str, answer: Answer) -> None:
+    def __init__(self, app: ASGIApp, path: str, answer: Answer, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
         self.path = path
         self.answer = answer
 
@@ -105,6 +106,7 @@ class FastLane:
         try:
             response = await self.answer(scope, receive)
         except RequestError as error:
+            self.metrics.refusals.labels(error.type).inc()
             response = problems.of_error(error, scope["state"]["request_id"])
         await response(scope, receive, send)
 

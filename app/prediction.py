@@ -73,8 +73,6 @@ async def _decode(files: list[Upload], service: State) -> list[Outcome]:
         loop = asyncio.get_running_loop()
         outcomes = await loop.run_in_executor(service.decoders, _decode_all, files, limits)
     errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
-    for error in errors:
-        service.metrics.refusals.labels(error.type).inc()
     if len(errors) == len(outcomes):
         raise errors[0]
     return outcomes
@@ -135,7 +133,7 @@ def _shape(
 ) -> dict[str, Any]:
     rows = iter(results)
     predictions = [
-        {"filename": file.filename, "error": _file_error(outcome)}
+        {"filename": file.filename, "error": _file_error(outcome, service)}
         if isinstance(outcome, RequestError)
         else _prediction(file.filename, outcome, next(rows).tolist(), top_k, service)
         for file, outcome in zip(files, outcomes, strict=True)
@@ -160,5 +158,6 @@ def _prediction(
     }
 
 
-def _file_error(error: RequestError) -> dict[str, str]:
+def _file_error(error: RequestError, service: State) -> dict[str, str]:
+    service.metrics.refusals.labels(error.type).inc()
     return {"type": TYPE + error.type, "title": error.title, "detail": str(error)}

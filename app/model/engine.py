@@ -1,6 +1,7 @@
 """Engines run the network of a weights file on a device: uint8 pixels in, float32 probabilities out."""
 
 import logging
+import sys
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -69,6 +70,7 @@ def _has_cuda() -> bool:
 
 
 def _openvino(weights: Weights, device: str, threads: int, precision: str) -> Engine:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # or the import tells its maker of itself
     from app.model.openvino_engine import OpenVINOEngine
 
     chosen = pick_precision(features()) if precision == "auto" else precision
@@ -78,6 +80,8 @@ def _openvino(weights: Weights, device: str, threads: int, precision: str) -> En
 
 
 def _torch(weights: Weights, device: str, threads: int, precision: str) -> Engine:
+    if find_spec("torch") is None:
+        raise WeightsError("Only torch can serve this, and it is not installed here.")
     from app.model.torch_engine import TorchEngine
 
     return TorchEngine(weights, device, threads, precision)

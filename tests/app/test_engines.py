@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +122,12 @@ def test_a_trained_networks_int8_agrees_with_float32() -> None:
     quick = engine.load(bundled, name="openvino", precision="int8")(pictures)
     assert np.array_equal(exact.argmax(1), quick.argmax(1))
     assert np.abs(exact - quick).max() < 0.1
+
+
+def test_openvino_sends_nobody_a_message(tiny_weights: Path, tmp_path: Path) -> None:
+    """Its telemetry would leave an identifier in the home folder."""
+    program = "import sys; from pathlib import Path; from app.model import engine, weights; "
+    program += "engine.load(weights.load(Path(sys.argv[1])), name='openvino')"
+    command = [sys.executable, "-c", program, str(tiny_weights)]
+    subprocess.run(command, env={**os.environ, "HOME": str(tmp_path), "CI": ""}, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,10 @@ def test_saving_again_gives_the_same_file(tiny_weights: Path, tmp_path: Path) ->
     assert list(again.parent.iterdir()) == [again]
 
 
+def test_everyone_may_read_a_saved_file(tiny_weights: Path) -> None:
+    assert tiny_weights.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"none\.safetensors cannot be read"):
         weights.load(tmp_path / "none.safetensors")
