@@ -10,7 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train evaluate test lint bench clean
+.PHONY: help serve train evaluate test lint docs bench clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -33,6 +33,12 @@ lint: .venv/dev  ## formatting, style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/serve  ## write the table of settings into the README
+	$(BIN)/python -m docs.update
+
+bench: .venv/train  ## the serving benchmark; ARGS="--data folder" takes CIFAR-10's own pictures
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -11,7 +11,8 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import ceil
+from contextlib import suppress
+from math import ceil, inf
 from typing import Generic, NamedTuple, TypeVar
 
 from app.errors import DeadlineExceeded, NotReady, QueueFull
@@ -101,6 +102,8 @@ class Batcher(Generic[Item, Result]):
         self._waiting = 0
         self._items_per_s = 0.0
         self._closed = False
+        self._running: Batch[Item, Result] = []
+        self._running_since = 0.0
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
 
     def start(self) -> None:
@@ -110,6 +113,17 @@ class Batcher(Generic[Item, Result]):
     def waiting(self) -> int:
         """Items in the queue, those in the running batch not counted."""
         return self._waiting
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds that the running pass has taken so far, 0 between passes; infinity once the thread is gone."""
+        if not self._thread.is_alive():
+            return inf
+        return time.monotonic() - self._running_since if self._running else 0.0
 
     async def submit(self, items: Sequence[Item], timeout_s: float) -> Answer[Result]:
         """Queues the items and waits for all results.
@@ -135,12 +149,21 @@ class Batcher(Generic[Item, Result]):
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(wait_s)
+        self._refuse(list(self._tickets))
+
+    def fail(self) -> None:
+        """Answers all that waits or runs with NotReady, and takes no more: for a thread that will not."""
         with self._changed:
-            left, self._waiting = list(self._tickets), 0
+            self._closed = True
+        self._refuse([span.ticket for span in self._running] + list(self._tickets))
+
+    def _refuse(self, tickets: list[Ticket[Item, Result]]) -> None:
+        with self._changed:
+            self._waiting = 0
             self._tickets.clear()
-        for ticket in left:
+        for ticket in tickets:
             ticket.error = NotReady("The service stopped before this was answered.", retry_after_s=1)
-            ticket.loop.call_soon_threadsafe(ticket.settle)
+        _hand_out(tickets)
 
     def _enqueue(self, ticket: Ticket[Item, Result]) -> None:
         count = len(ticket.items)
@@ -165,9 +188,11 @@ class Batcher(Generic[Item, Result]):
 
     def _work(self) -> None:
         while batch := self._take():
-            begun = time.monotonic()
+            self._running_since = time.monotonic()
+            self._running = batch
             self._answer(batch)
-            self._settle(batch, time.monotonic() - begun)
+            self._running = []
+            self._settle(batch, time.monotonic() - self._running_since)
 
     def _take(self) -> Batch[Item, Result]:
         """The oldest waiting items, as many as the largest size that they fill; empty once closed and drained."""
@@ -215,15 +240,11 @@ class Batcher(Generic[Item, Result]):
         rate = count / max(seconds, 1e-6)
         self._items_per_s = 0.8 * self._items_per_s + 0.2 * rate if self._items_per_s else rate
         self._on_batch(count, seconds)
-        finished: dict[asyncio.AbstractEventLoop, list[Ticket[Item, Result]]] = {}
         for ticket, _ in batch:
             ticket.run_s += seconds
             if ticket.error is not None:
                 self._withdraw(ticket)
-            if ticket.done:
-                finished.setdefault(ticket.loop, []).append(ticket)
-        for loop, tickets in finished.items():
-            loop.call_soon_threadsafe(_settle_all, tickets)
+        _hand_out([ticket for ticket, _ in batch if ticket.done])
 
 
 def _halves(batch: Batch[Item, Result]) -> tuple[Batch[Item, Result], Batch[Item, Result]]:
@@ -236,6 +257,14 @@ def _halves(batch: Batch[Item, Result]) -> tuple[Batch[Item, Result], Batch[Item
     return [Span(ticket, items[:middle])], [Span(ticket, items[middle:])]
 
 
-def _settle_all(tickets: list[Ticket[Item, Result]]) -> None:
+def _hand_out(tickets: Sequence[Ticket[Item, Result]]) -> None:
+    """Settles the tickets on their event loops, in one call a loop."""
+    for loop in {ticket.loop for ticket in tickets}:
+        mine = [ticket for ticket in tickets if ticket.loop is loop]
+        with suppress(RuntimeError):  # the loop has closed, and nobody waits any more
+            loop.call_soon_threadsafe(_settle_all, mine)
+
+
+def _settle_all(tickets: Sequence[Ticket[Item, Result]]) -> None:
     for ticket in tickets:
         ticket.settle()

@@ -19,6 +19,7 @@ class Phase(Enum):
     STARTING = "starting"
     READY = "ready"
     STOPPING = "stopping"
+    FAILED = "failed"  # its inference thread is gone or hangs; the process is about to end
 
 
 class Lifecycle:
@@ -43,7 +44,8 @@ class Lifecycle:
 
     async def drain(self, limit_s: float) -> None:
         """Refuses new work and waits until what was accepted is answered, or limit_s seconds."""
-        self.phase = Phase.STOPPING
+        if self.phase is not Phase.FAILED:
+            self.phase = Phase.STOPPING
         try:
             await asyncio.wait_for(self._idle.wait(), limit_s)
         except TimeoutError:
@@ -69,7 +71,7 @@ def draining_signals(lifecycle: Lifecycle, limit_s: float) -> Iterator[None]:
         before[number](number, None)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if lifecycle.phase is Phase.STOPPING or not callable(before[number]):
+        if tasks or not callable(before[number]):
             before[number](number, frame)
         else:
             loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(drain_then(number))))

@@ -43,8 +43,10 @@ async def model(service: Service) -> schemas.ModelCard:
     return schemas.ModelCard(**service.classifier.card())
 
 
-@router.get("/healthz", tags=["Operation"], summary="Alive")
-async def healthz() -> schemas.Health:
+@router.get("/healthz", tags=["Operation"], summary="Alive", responses={503: openapi.ERRORS[503]})
+async def healthz(service: Service) -> schemas.Health:
+    if service.lifecycle.phase is Phase.FAILED:
+        raise NotReady("The inference thread is gone or hangs.", retry_after_s=5)
     return schemas.Health(status="alive")
 
 

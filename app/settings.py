@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="CPU threads of the model; 0: as many as this process may use")
     max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
-    max_queue: Count = Field(1024, description="images waiting before 429; under a second of work")
+    max_queue: Count = Field(4096, description="images waiting before 429; a second or two of work on two cores")
     request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
     max_files: Count = Field(256, description="files in one request")
     max_file_bytes: Count = Field(10_000_000, description="bytes of one file")
@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     strict_size: bool = Field(False, description="take only images of the model's input size")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="comma-separated keys, one of which every /predict must send; empty: open to all"
+    )
+    watchdog_s: float = Field(
+        30.0, gt=0, description="seconds that one pass of the network may take before the process ends"
     )
     drain_s: float = Field(20.0, ge=0, description="seconds that accepted requests get to finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")

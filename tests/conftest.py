@@ -12,9 +12,11 @@ import pytest
 import torch
 import uvicorn
 
-from app.application import create_app
+from app.application import LoadEngine, create_app
+from app.model import engine
 from app.model.networks import ConvNet, fold
 from app.model.weights import Card, save
+from app.protocol import Protocol
 from app.settings import Settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -58,11 +60,11 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
+def serving(settings: Settings, load_engine: LoadEngine = engine.load) -> Iterator[httpx.Client]:
     """The application on a free port of loopback, in a thread, and a client for it."""
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=0, root_path=settings.root_path, log_config=None, lifespan="on")
-    )
+    app = create_app(settings, load_engine)
+    options = {"root_path": settings.root_path, "log_config": None, "lifespan": "on", "http": Protocol}
+    server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

@@ -1,0 +1,32 @@
+"""Writes the table of settings into the README: `make docs`. A test fails while the two differ."""
+
+import re
+from pathlib import Path
+
+from app.settings import PREFIX, Settings
+
+README = Path(__file__).parents[1] / "README.md"
+PLACE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
+
+
+def table() -> str:
+    rows = ["| variable | default | what it does |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        rows.append(f"| `{PREFIX}{name.upper()}` | {_default(name, field.default)} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(name: str, value: object) -> str:
+    if name == "weights":
+        return "bundled"
+    if value in ("", ()):
+        return "empty"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def updated(text: str) -> str:
+    return PLACE.sub(lambda _: table(), text)
+
+
+if __name__ == "__main__":
+    README.write_text(updated(README.read_text()))

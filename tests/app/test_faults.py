@@ -1,0 +1,84 @@
+"""What the service promises when its parts fail."""
+
+import io
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from app.settings import Settings
+from tests import faulty
+from tests.app.test_main import free_port, wait_until_ready
+from tests.conftest import EXAMPLES, serving
+
+
+@pytest.fixture(scope="module")
+def white() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ask(client: httpx.Client, *pictures: bytes) -> httpx.Response:
+    return client.post("/predict?top_k=10", files=[("file", ("x.png", picture)) for picture in pictures])
+
+
+@pytest.mark.parametrize("fault", [faulty.raising, faulty.poisoned])
+def test_only_the_guilty_request_fails_and_nothing_of_the_fault_is_told(
+    tiny_weights: Path, cat: bytes, white: bytes, fault: faulty.Fault
+) -> None:
+    settings = Settings(weights=tiny_weights, max_batch=16)
+    with serving(settings, faulty.load(fault)) as client, ThreadPoolExecutor(16) as pool:
+        alone = ask(client, cat).json()
+        answers = list(pool.map(lambda i: ask(client, white if i % 8 == 3 else cat, cat), range(48)))
+        for i, answer in enumerate(answers):
+            if i % 8 == 3:
+                assert answer.status_code == 500
+                assert answer.json()["type"] == "urn:thirtytwo:problem:internal"
+                assert answer.json()["request_id"] == answer.headers["x-request-id"]
+                assert "secret" not in answer.text
+            else:
+                assert answer.json()["predictions"][1] == alone["predictions"][0] | {"filename": "x.png"}
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_batch_that_does_not_fit_memory_is_halved_until_it_does(tiny_weights: Path, cat: bytes, white: bytes) -> None:
+    with serving(Settings(weights=tiny_weights, max_batch=16), faulty.load(faulty.cramped)) as client:
+        assert len(ask(client, white, *[cat] * 15).json()["predictions"]) == 16
+
+
+def test_no_answer_changes_by_a_bit_in_bad_company(tiny_weights: Path) -> None:
+    pictures = [path.read_bytes() for path in sorted(EXAMPLES.glob("*.png"))]
+    with serving(Settings(weights=tiny_weights, max_batch=16)) as client, ThreadPoolExecutor(8) as pool:
+        alone = [ask(client, picture).json()["predictions"][0] for picture in pictures]
+
+        def with_bad(i: int) -> bool:
+            body = ask(client, b"no picture", pictures[i % len(pictures)], pictures[0][: 100 + i]).json()
+            return bool(body["predictions"][1] == alone[i % len(pictures)])
+
+        assert all(pool.map(with_bad, range(100)))
+
+
+@pytest.mark.parametrize("fault", ["hanging", "dying"])
+def test_a_thread_that_hangs_or_dies_is_noticed_answered_for_and_ends_the_process(
+    tiny_weights: Path, cat: bytes, white: bytes, fault: str
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "tests.faulty", fault, str(tiny_weights), str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(running, url)
+        with httpx.Client(base_url=url, timeout=20) as client, ThreadPoolExecutor(8) as pool:
+            begun = time.monotonic()
+            answers = list(pool.map(lambda i: ask(client, white if i == 0 else cat), range(8)))
+            assert time.monotonic() - begun < 10
+            assert answers[0].status_code == 503
+            assert {answer.status_code for answer in answers} <= {200, 503}
+        log = running.communicate(timeout=20)[1]
+    assert running.returncode != 0
+    assert "the inference thread" in log
