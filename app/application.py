@@ -1,6 +1,7 @@
 """The composition root: settings in, an ASGI application out. Everything with a life is built in the lifespan."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,27 +13,30 @@ import fastapi_offline
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Lifespan, Receive, Scope
 
-from app import __version__, openapi, prediction, problems, settings
+from app import __version__, openapi, prediction, problems, routes, settings
+from app.auth import Keys
 from app.batcher import Batcher, batch_sizes
 from app.classifier import Classifier
 from app.lifecycle import Lifecycle, Phase, draining_signals
 from app.logs import AccessLog
 from app.metrics import Metrics
-from app.middleware import FastLane, RequestContext
+from app.middleware import FastLane, RequestContext, TrustedHosts
 from app.model import engine, weights
 from app.model.engine import Engine
 from app.model.images import Pixels
 from app.model.weights import Weights
-from app.routes import ASSETS, router
 from app.settings import Settings
 from app.state import State
 from app.watchdog import watch
 
 LoadEngine = Callable[[Weights, str, int, str, str], Engine]
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
 
@@ -46,13 +50,18 @@ def create_app(
     """
     config = config or settings.load()
     metrics = Metrics()
-    api = create_api(_lifespan(config, metrics, load_engine, end))
+    api = create_api(config, _lifespan(config, metrics, load_engine, end))
+    app: ASGIApp = FastLane(api, f"{config.root_path}/predict", _predict, metrics)
+    if config.cors_origins:
+        app = CORSMiddleware(app, config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    if config.allowed_hosts:
+        app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return RequestContext(FastLane(api, f"{config.root_path}/predict", _predict, metrics), metrics, access)
+    return RequestContext(app, metrics, access)
 
 
-def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
-    """The FastAPI application within: every route, and the schema of all."""
+def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """The FastAPI application within: every route that the settings expose, and the schema of all."""
     api = FastAPI(
         title="Thirtytwo",
         version=__version__,
@@ -60,10 +69,18 @@ def create_api(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if config.expose_docs else None,
     )
-    api.include_router(router)
+    api.include_router(routes.router)
+    for exposed, part in (
+        (config.expose_docs, routes.docs_router),
+        (config.expose_metrics, routes.metrics_router),
+        (config.expose_page, routes.page_router),
+    ):
+        if exposed:
+            api.include_router(part)
     api.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))
-    api.mount("/static", StaticFiles(directory=ASSETS / "static"))
+    api.mount("/static", StaticFiles(directory=routes.ASSETS / "static"))
     problems.install(api)
     openapi.complete(api.openapi())
     return api
@@ -83,6 +100,9 @@ def _lifespan(
         runner = load_engine(file, config.device, config.threads, config.engine, config.precision)
         sizes = batch_sizes(config.max_batch)
         loaded, card = Classifier(file, runner, sizes), file.card
+        keys = Keys([key.get_secret_value() for key in config.api_keys], config.api_keys_file)
+        if keys.open:
+            logger.warning("no API keys are set: everyone who reaches this address may use it")
         metrics.model_info.labels(card.name, file.version, runner.name, runner.device, runner.precision).set(1)
         batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
             loaded.classify, sizes, config.max_queue, metrics.observe_batch
@@ -91,7 +111,7 @@ def _lifespan(
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))
             lifecycle.phase = Phase.READY
-            yield {"service": State(config, lifecycle, metrics, loaded, batcher, decoders)}
+            yield {"service": State(config, lifecycle, metrics, keys, loaded, batcher, decoders)}
             watchdog.cancel()
             if lifecycle.phase is Phase.FAILED:
                 end(1)

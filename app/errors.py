@@ -6,6 +6,7 @@ ThirtytwoError
 ├── DataError               the training data cannot be read (stops training, exit code 2)
 └── RequestError            a caller can mend it, or must wait; carries an HTTP status
     ├── MalformedUpload     400  the multipart form cannot be parsed, or holds no file
+    ├── UnknownHost         400  the Host header names none of ALLOWED_HOSTS
     ├── Unauthorized        401  API keys are set and none fits
     ├── TooLarge            413  too many bytes, files or pixels
     ├── UnsupportedImage    415  not one of the accepted formats
@@ -47,6 +48,10 @@ class RequestError(ThirtytwoError):
 
 class MalformedUpload(RequestError):
     status, type, title = 400, "malformed-upload", "The upload cannot be read"
+
+
+class UnknownHost(RequestError):
+    status, type, title = 400, "unknown-host", "The host name is not served here"
 
 
 class Unauthorized(RequestError):

@@ -5,7 +5,7 @@ errors; and the fast lane.
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from secrets import token_hex
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import problems
-from app.errors import RequestError
+from app.errors import RequestError, UnknownHost
 from app.logs import AccessLog
 from app.metrics import Metrics
 
@@ -24,6 +24,7 @@ EVERY_ANSWER = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-cache"),  # asked again every time, so that no page meets another version's script
 )
+PORT = re.compile(r":\d*$")
 SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 Answer = Callable[[Scope, Receive], Awaitable[Response]]
@@ -109,6 +110,24 @@ class FastLane:
             self.metrics.refusals.labels(error.type).inc()
             response = problems.of_error(error, scope["state"]["request_id"])
         await response(scope, receive, send)
+
+
+class TrustedHosts:
+    """Answers only requests for the named hosts, `*.name` taking every host below it."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self.app = app
+        self._names = {name.lower() for name in names if not name.startswith("*.")}
+        self._endings = tuple(name[1:].lower() for name in names if name.startswith("*."))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = PORT.sub("", dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower())
+            if host not in self._names and not host.endswith(self._endings):
+                error = UnknownHost("This service does not answer to the host name of the request.")
+                await problems.of_error(error, scope["state"]["request_id"])(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def _without_traceback(send: Send) -> Send:

@@ -82,6 +82,7 @@ DESCRIPTIONS = {
 }
 DETAILS: dict[type[errors.RequestError], str] = {
     errors.MalformedUpload: 'The form has no part named "file".',
+    errors.UnknownHost: "This service does not answer to the host name of the request.",
     errors.Unauthorized: "Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
     errors.TooLarge: "The body is over 32000000 bytes.",
     errors.UnsupportedImage: UNSUPPORTED,

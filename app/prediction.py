@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from app import auth, uploads
+from app import uploads
 from app.batcher import Answer
 from app.errors import InvalidParameter, NotReady, RequestError
 from app.lifecycle import Phase
@@ -29,7 +29,7 @@ Outcome = Picture | RequestError
 async def answer(scope: Scope, receive: Receive, service: State) -> Response:
     """The 200 of the contract; raises a RequestError for everything else."""
     headers = dict(scope["headers"])
-    auth.check(headers, service.settings.api_keys)
+    service.keys.check(headers)
     top_k = _top_k(scope["query_string"], len(service.classifier.classes))
     ready = service.lifecycle.phase is Phase.READY
     with service.lifecycle.accepted() if ready else nullcontext():

@@ -1,18 +1,21 @@
-"""uvicorn's HTTP protocol, impatient with slow senders and with a gentler end of its connections."""
+"""uvicorn's HTTP protocol, impatient with slow senders and endless heads, and with a gentler end of its connections."""
 
 from asyncio import BaseTransport, TimerHandle, Transport
-from typing import cast
+from typing import ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LINGER_S = 0.3  # a request that was sent before its sender could know of the stop arrives within this time
-PATIENCE_S = 10.0  # how long a request may stay unfinished without progress
-LEAST_BYTES = 5_000  # that count as progress in that time
 
 
 class Protocol(HttpToolsProtocol):
+    patience_s: ClassVar[float] = 10.0  # how long a request may stay unfinished without progress
+    least_bytes: ClassVar[int] = 5_000  # that count as progress in that time
+    max_head_bytes: ClassVar[int] = 32_768  # of request line and headers
+
     _watch: TimerHandle | None = None
     _received = 0  # bytes since the last look
+    _head_bytes = 0  # bytes since the last whole head
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Transport, transport))
@@ -24,11 +27,22 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
+        self._head_bytes += len(data)
         super().data_received(data)
+        if self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too long.")
 
     def on_message_begin(self) -> None:
         self._start_watch()
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._stop_watch()
@@ -44,7 +58,7 @@ class Protocol(HttpToolsProtocol):
     def _start_watch(self) -> None:
         if self._watch is None:
             self._received = 0
-            self._watch = self.loop.call_later(PATIENCE_S, self._look)
+            self._watch = self.loop.call_later(self.patience_s, self._look)
 
     def _stop_watch(self) -> None:
         if self._watch is not None:
@@ -54,7 +68,7 @@ class Protocol(HttpToolsProtocol):
     def _look(self) -> None:
         """Closes the connection of a request that arrives by drops, unless it is we who do not read on."""
         self._watch = None
-        if self._received < LEAST_BYTES and not self.flow.read_paused:
+        if self._received < self.least_bytes and not self.flow.read_paused:
             self.transport.close()
         else:
             self._start_watch()

@@ -19,7 +19,7 @@ NO_HTML_FROM_TEXT = "require-trusted-types-for 'script'; trusted-types 'none'; "
 INDEX_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + NO_HTML_FROM_TEXT + "img-src 'self' blob:"}
 DOCS_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "img-src 'self' data:"}  # data: in Swagger UI's own style
 
-router = APIRouter()
+router, docs_router, metrics_router, page_router = (APIRouter() for _ in range(4))
 
 
 @router.post(
@@ -57,17 +57,17 @@ async def readyz(service: Service) -> schemas.Health:
     return schemas.Health(status="ready")
 
 
-@router.get("/metrics", tags=["Operation"], summary="Prometheus metrics", response_class=PlainTextResponse)
+@metrics_router.get("/metrics", tags=["Operation"], summary="Prometheus metrics", response_class=PlainTextResponse)
 async def read_metrics(service: Service) -> Response:
     service.metrics.queue.set(service.batcher.waiting)
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 
-@router.get("/", include_in_schema=False)
+@page_router.get("/", include_in_schema=False)
 async def index() -> FileResponse:
     return FileResponse(ASSETS / "index.html", headers=INDEX_HEADERS)
 
 
-@router.get("/docs", include_in_schema=False)
+@docs_router.get("/docs", include_in_schema=False)
 async def docs() -> FileResponse:
     return FileResponse(ASSETS / "docs.html", headers=DOCS_HEADERS)

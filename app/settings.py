@@ -12,6 +12,7 @@ from app.model.weights import BUNDLED
 PREFIX = "THIRTYTWO_"
 
 Count = Annotated[int, Field(ge=1)]
+Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -44,6 +45,19 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="comma-separated keys, one of which every /predict must send; empty: open to all"
     )
+    api_keys_file: Path | None = Field(None, description="file with one more key a line, read again when it changes")
+    expose_docs: bool = Field(True, description="serve /docs and /openapi.json")
+    expose_metrics: bool = Field(True, description="serve /metrics")
+    expose_page: bool = Field(True, description="serve the page at /")
+    cors_origins: Names = Field(
+        (), description="comma-separated origins whose pages may call this, such as https://a.org"
+    )
+    allowed_hosts: Names = Field((), description="comma-separated Host names answered to, *.a.org too; empty: all")
+    proxies: Names = Field(
+        ("127.0.0.1",), description="comma-separated addresses whose X-Forwarded-* headers are believed"
+    )
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate chain; serves HTTPS with TLS_KEY")
+    tls_key: Path | None = Field(None, description="PEM file with its private key")
     watchdog_s: float = Field(
         30.0, gt=0, description="seconds that one pass of the network may take before the process ends"
     )
@@ -52,7 +66,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="one line a request, for people or for machines")
     root_path: str = Field("", description="path under which a proxy serves this, such as /classifier")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", "allowed_hosts", "proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
@@ -66,6 +80,12 @@ class Settings(BaseSettings):
     def _room_for_a_request(self) -> Self:
         if self.max_queue < self.max_files:
             raise ValueError(f"MAX_QUEUE ({self.max_queue}) must hold one request of MAX_FILES ({self.max_files})")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("TLS_CERT and TLS_KEY belong together")
         return self
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import Depends, Request
 from numpy.typing import NDArray
 
+from app.auth import Keys
 from app.batcher import Batcher
 from app.classifier import Classifier
 from app.lifecycle import Lifecycle
@@ -21,6 +22,7 @@ class State:
     settings: Settings
     lifecycle: Lifecycle
     metrics: Metrics
+    keys: Keys
     classifier: Classifier
     batcher: Batcher[Pixels, NDArray[np.float32]]
     decoders: ThreadPoolExecutor

@@ -60,10 +60,12 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(settings: Settings, load_engine: LoadEngine = engine.load) -> Iterator[httpx.Client]:
+def serving(
+    settings: Settings, load_engine: LoadEngine = engine.load, protocol: type[Protocol] = Protocol
+) -> Iterator[httpx.Client]:
     """The application on a free port of loopback, in a thread, and a client for it."""
     app = create_app(settings, load_engine)
-    options = {"root_path": settings.root_path, "log_config": None, "lifespan": "on", "http": Protocol}
+    options = {"root_path": settings.root_path, "log_config": None, "lifespan": "on", "http": protocol}
     server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 
+from app import routes
 from app.application import create_api
 from app.errors import RequestError
-from app.routes import router
 from app.settings import PREFIX, Settings
 from docs import update
 
@@ -45,8 +45,9 @@ def test_the_readme_has_the_table_of_all_settings() -> None:
 
 
 def test_every_promised_route_exists() -> None:
-    api = create_api()
-    assert {getattr(route, "path", "") for route in router.routes} | {api.openapi_url} >= ROUTES
+    routers = (routes.router, routes.docs_router, routes.metrics_router, routes.page_router)
+    paths = {getattr(route, "path", "") for router in routers for route in router.routes}
+    assert paths | {create_api(Settings()).openapi_url} >= ROUTES
 
 
 def test_every_promised_status_has_an_error() -> None:
