@@ -1,6 +1,7 @@
 """Augmented batches in an order that depends on seed and step only, so that a run can go on at any step."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +9,14 @@ from torch import Tensor
 from training import augment
 from training.data import Split
 from training.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """Augmented images uint8 [N, S, S, 3], the same before they were covered or recompressed, labels int64 [N]."""
+
+    images: Tensor
+    clean: Tensor
+    labels: Tensor
 
 
 class Batches:
@@ -23,7 +32,7 @@ class Batches:
         self._padded = augment.pad(split.images, recipe.translate)
         self._fill = split.images.reshape(-1, 3).float().mean(0).round().to(torch.uint8)
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[Split]:
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from number `first` on; the few images left over wait for the next shuffle."""
         recipe, count = self.recipe, len(self.split)
         order = torch.randperm(count, generator=_generator(recipe.seed, number))
@@ -32,13 +41,10 @@ class Batches:
             begin = i * self.batch_size + self.rank * self.share
             index = order[begin : begin + self.share]
             chance = _generator(recipe.seed, number, i, self.rank)
-            yield Split(self._augment(index, flips[index] & recipe.flip, chance), self.split.labels[index])
-
-    def _augment(self, index: Tensor, mirrored: Tensor, chance: torch.Generator) -> Tensor:
-        recipe = self.recipe
-        images = augment.crop(self._padded, index, recipe.image_size, mirrored, chance)
-        images = augment.cutout(images, recipe.cutout, self._fill, chance)
-        return augment.recompress(images, recipe.jpeg, recipe.jpeg_quality, chance)
+            clean = augment.crop(self._padded, index, recipe.image_size, flips[index] & recipe.flip, chance)
+            images = augment.cutout(clean, recipe.cutout, self._fill, chance)
+            images = augment.recompress(images, recipe.jpeg, recipe.jpeg_quality, chance)
+            yield Batch(images, clean, self.split.labels[index])
 
 
 def _generator(*numbers: int) -> torch.Generator:

@@ -37,6 +37,13 @@ class Recipe:
     whiten_bias_epochs: float = knob(3.0, "optimizer", "muon: the whitening's bias is trained this long, then fixed")
     label_smoothing: float = knob(0.2, "optimizer", "share of the target spread over all classes")
 
+    teacher: str = knob("", "teacher", "weights file of a network whose answers are learnt; empty: none")
+    teacher_share: float = knob(0.9, "teacher", "of the loss that comes from its answers, the rest from the labels")
+    teacher_soften: float = knob(2.0, "teacher", "its log-probabilities are divided by this, to tell of lesser classes")
+    teacher_mirror: bool = knob(
+        False, "teacher", "average its answers with those to the mirror image, at twice the cost"
+    )
+
     flip: bool = knob(True, "augmentation", "mirror at random, then the other way in every next epoch")
     translate: int = knob(2, "augmentation", "pixels of random shift, mirrored at the border")
     cutout: int = knob(0, "augmentation", "side in pixels of a covered square; pays from about 15 epochs on")

@@ -15,13 +15,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -30,10 +30,11 @@ from app.model import networks
 from app.model.networks import ConvNet
 from app.model.torch_engine import pick_device
 from training import checkpoint, data, distributed, export, measures, optimizers, predict
-from training.batches import Batches
+from training.batches import Batch, Batches
 from training.data import DataSet, Split
 from training.distributed import Ranks
 from training.recipe import Recipe, add_flags, from_flags
+from training.teacher import Teacher
 
 logger = logging.getLogger("training")
 
@@ -61,13 +62,20 @@ class Trainer:
     """A network in training: what a checkpoint holds, and one pass over the data at a time."""
 
     def __init__(
-        self, network: nn.Module, recipe: Recipe, batches: Batches, device: torch.device, ranks: Ranks
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        batches: Batches,
+        device: torch.device,
+        ranks: Ranks,
+        teacher: Teacher | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.recipe = recipe
         self.batches = batches
         self.device = device
         self.ranks = ranks
+        self.teacher = teacher
         self.total_steps = recipe.steps or math.ceil(recipe.epochs * batches.per_epoch)
         self.optimizers = optimizers.build(
             self.network, recipe, batches.batch_size, self.total_steps, batches.per_epoch
@@ -109,7 +117,7 @@ class Trainer:
             for _, batch in zip(range(first, last), self.batches.epoch(number, first), strict=False):
                 step_begun = time.monotonic()
                 loss, correct = self._step(batch)
-                loss_sum, hits, count = loss_sum + loss, hits + correct, count + len(batch)
+                loss_sum, hits, count = loss_sum + loss, hits + correct, count + len(batch.labels)
                 self.seconds += time.monotonic() - step_begun
                 rate = self.ranks.world * count / (time.monotonic() - begun)
                 bar.set_postfix_str(f"{rate:.0f} images/s, loss {loss_sum / count:.3f}, accuracy {hits / count:.2%}")
@@ -118,18 +126,18 @@ class Trainer:
         loss_sum, hits, count = self.ranks.total(loss_sum, hits, count)
         return count / (time.monotonic() - begun), loss_sum / count, hits / count
 
-    def _step(self, batch: Split) -> tuple[float, int]:
+    def _step(self, batch: Batch) -> tuple[float, int]:
         """One update; gives the summed loss and the number of right answers of this process's share."""
         optimizers.schedule(self.optimizers, self.step)
         images = batch.images.to(self.device).permute(0, 3, 1, 2)
         labels = batch.labels.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self._parallel(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        loss = self._loss(logits, labels, batch.clean)
         if not torch.isfinite(loss):
             raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
         # Muon's companions want the sum over the whole batch; the processes' gradients are averaged
-        scale = self.ranks.world if self.recipe.optimizer == "muon" else 1 / len(batch)
+        scale = self.ranks.world if self.recipe.optimizer == "muon" else 1 / len(labels)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         (loss * scale).backward()
@@ -137,6 +145,14 @@ class Trainer:
             optimizer.step()
         self.step += 1
         return loss.item(), int((logits.argmax(1) == labels).sum())
+
+    def _loss(self, logits: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
+        """Summed over the batch: from the labels, and where there is a teacher mostly from its answers."""
+        own = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        if self.teacher is None:
+            return own
+        taught = F.cross_entropy(logits, self.teacher(clean).to(self.device), reduction="sum")
+        return torch.lerp(own, taught, self.recipe.teacher_share)
 
 
 def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float) -> None:
@@ -201,6 +217,12 @@ def prepare(recipe: Recipe, split: Split, classes: int) -> nn.Module:
     if isinstance(network, ConvNet):
         network.initialize(split.images[:5000])
     return network
+
+
+def _teacher(recipe: Recipe, classes: list[str]) -> Teacher | None:
+    if not recipe.teacher:
+        return None
+    return Teacher(Path(recipe.teacher), classes, recipe.image_size, recipe.teacher_soften, recipe.teacher_mirror)
 
 
 def keep_memory() -> None:
@@ -268,13 +290,15 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
     network = prepare(recipe, split, len(dataset.classes))
     batches = Batches(split, recipe, ranks.rank, ranks.world)
-    trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks)
+    teacher = _teacher(recipe, dataset.classes)
+    trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks, teacher)
     if saved:
         trainer.restore(saved)
     train(trainer, holdout, folder, arguments.checkpoint_s)
     if ranks.first:
         seconds, skip = trainer.seconds, arguments.skip_test
-        card = export.write(arguments.out, name, dataset, holdout, trainer.network, recipe, seconds, skip)
+        shown = recipe if teacher is None else replace(recipe, teacher=teacher.title)
+        card = export.write(arguments.out, name, dataset, holdout, trainer.network, shown, seconds, skip)
         where, accuracy = ("held-out", card.results["holdout_accuracy"]) if skip else ("test", card.test_accuracy)
         print(f"{arguments.out}: {where} accuracy {accuracy:.2%} after {seconds:.0f} s of training")
 

@@ -113,6 +113,21 @@ def test_evaluate_refuses_other_classes(folder: Path, tmp_path: Path, tiny_weigh
         evaluate.main(["--weights", str(tiny_weights), "--data", str(folder)])
 
 
+def test_a_student_learns_from_a_teachers_answers_alone(folder: Path, tmp_path: Path) -> None:
+    """With the labels given no share of the loss, what it knows came from the teacher."""
+    teacher = fit(folder, tmp_path / "teacher")
+    flags = ["--teacher", str(teacher), "--teacher-share", "1", "--teacher-mirror", "--widths", "8,8,8"]
+    card = weights.load(fit(folder, tmp_path / "student", *flags)).card
+    assert card.test_accuracy is not None
+    assert card.test_accuracy > 0.9
+    assert card.recipe["teacher"] == f"shades {weights.load(teacher).version}"
+
+
+def test_a_teacher_of_other_classes_is_refused(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    with pytest.raises(SystemExit, match="has other classes"):
+        fit(folder, tmp_path, "--teacher", str(tiny_weights))
+
+
 @pytest.mark.parametrize("arch", ["lenet", "mlp"])
 def test_the_articles_networks_train_by_one_flag_and_are_served(folder: Path, tmp_path: Path, arch: str) -> None:
     out = tmp_path / f"{arch}.safetensors"
