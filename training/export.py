@@ -42,8 +42,11 @@ def write(
     recipe: Recipe,
     seconds: float,
     skip_test: bool = False,
-) -> Card:
-    """Fits the temperature on the held-out images, reads the test images once, if at all, and saves; raises OSError."""
+) -> tuple[Weights, Tensor]:
+    """Fits the temperature on the held-out images, reads the test images once, if at all, and saves; raises OSError.
+
+    Gives what was saved, and its probabilities for the test images, or for the held-out ones where those are skipped.
+    """
     temperature = measures.fit_temperature(predict.logits(network, holdout.images), holdout.labels)
     card = Card(
         name=name,
@@ -63,30 +66,25 @@ def write(
     card = card.model_copy(update={"activation_ranges": _activation_ranges(weights, holdout.images[:CALIBRATION])})
     probabilities = _exact(weights, references)
     weights = weights._replace(card=card, reference_probabilities=probabilities)
-    results = card.results | _holdout_results(weights, holdout)
-    if skip_test:
-        card = card.model_copy(update={"results": results})
-    else:
-        accuracy, test_results = _test_results(weights, dataset.test)
-        card = card.model_copy(update={"test_accuracy": accuracy, "results": results | test_results})
+    answers = served(weights, holdout.images)
+    card.results.update(_results("holdout", answers, holdout.labels))
+    if not skip_test:
+        answers = served(weights, dataset.test.images)
+        accuracy = round(measures.accuracy(answers, dataset.test.labels), 6)
+        card.results.update(_results("test", answers, dataset.test.labels))
+        card = card.model_copy(update={"test_accuracy": accuracy})
     save(path, card, weights.state, references, probabilities)
-    return card
+    return weights._replace(card=card), answers
 
 
-def _holdout_results(weights: Weights, holdout: Split) -> dict[str, Any]:
-    accuracy = measures.accuracy(served(weights, holdout.images), holdout.labels)
-    return {"holdout_images": len(holdout), "holdout_accuracy": round(accuracy, 4)}
-
-
-def _test_results(weights: Weights, test: Split) -> tuple[float, dict[str, Any]]:
-    answers = served(weights, test.images)
-    accuracy = measures.accuracy(answers, test.labels)
-    low, high = measures.wilson(accuracy, len(test))
-    error = measures.calibration_error(answers, test.labels)
-    return round(accuracy, 6), {
-        "test_images": len(test),
-        "test_accuracy_interval": [round(low, 4), round(high, 4)],
-        "test_calibration_error": round(error, 4),
+def _results(split: str, answers: Tensor, labels: Tensor) -> dict[str, Any]:
+    accuracy = measures.accuracy(answers, labels)
+    low, high = measures.wilson(accuracy, len(labels))
+    return {
+        f"{split}_images": len(labels),
+        f"{split}_accuracy": round(accuracy, 4),
+        f"{split}_accuracy_interval": [round(low, 4), round(high, 4)],
+        f"{split}_calibration_error": round(measures.calibration_error(answers, labels), 4),
     }
 
 

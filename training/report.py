@@ -1,8 +1,9 @@
 """Measures as text, JSON and PNG."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import torch
@@ -14,6 +15,15 @@ from training import measures
 MANY_CLASSES = 30  # above this the confusion matrix is drawn without numbers and names
 
 mpl.rcParams["svg.hashsalt"] = "thirtytwo"
+
+
+class Mistake(NamedTuple):
+    """A wrongly classified image, uint8 [H, W, 3], with the true and the claimed class."""
+
+    image: Tensor
+    true: str
+    claimed: str
+    confidence: float
 
 
 def measure(probabilities: Tensor, labels: Tensor, classes: list[str]) -> dict[str, Any]:
@@ -57,6 +67,54 @@ def write(folder: Path, figures: dict[str, Any]) -> None:
     (folder / "evaluation.txt").write_text(text(figures) + "\n")
     confusion_plot(figures).savefig(folder / "confusion.png", dpi=120)
     reliability_plot(figures).savefig(folder / "reliability.png", dpi=120)
+
+
+def write_run(
+    folder: Path, title: str, history: Sequence[Mapping[str, float]], figures: dict[str, Any], worst: Sequence[Mistake]
+) -> None:
+    """report.md with learning curves, confusion, reliability and the worst mistakes; raises OSError."""
+    write(folder, figures)
+    learning_plot(history).savefig(folder / "learning.png", dpi=120)
+    mistakes_plot(worst).savefig(folder / "mistakes.png", dpi=120)
+    (folder / "report.md").write_text(
+        f"# {title}\n\n```\n{text(figures)}\n```\n\n## Learning curves\n\n![](learning.png)\n\n"
+        "## Confusion\n\n![](confusion.png)\n\n## Reliability\n\n![](reliability.png)\n\n"
+        "## Worst mistakes\n\nThe wrong answers with the most confidence.\n\n![](mistakes.png)\n"
+    )
+
+
+def worst_mistakes(
+    images: Tensor, probabilities: Tensor, labels: Tensor, classes: list[str], count: int = 24
+) -> list[Mistake]:
+    """The wrong answers of most confidence, worst first."""
+    confidence, claimed = probabilities.max(1)
+    wrong = (claimed != labels).nonzero().flatten()
+    order = wrong[confidence[wrong].argsort(descending=True)][:count].tolist()
+    return [Mistake(images[i], classes[int(labels[i])], classes[int(claimed[i])], confidence[i].item()) for i in order]
+
+
+def learning_plot(history: Sequence[Mapping[str, float]]) -> Figure:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [epoch["epoch"] for epoch in history]
+    left.plot(epochs, [epoch["loss"] for epoch in history], color="tab:grey")
+    left.set(xlabel="epoch", ylabel="loss, augmented training images")
+    for key, label in (("train_accuracy", "augmented training images"), ("holdout_accuracy", "held out")):
+        right.plot(epochs, [epoch[key] for epoch in history], label=label)
+    right.set(xlabel="epoch", ylabel="accuracy")
+    right.legend()
+    return figure
+
+
+def mistakes_plot(mistakes: Sequence[Mistake]) -> Figure:
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes, mistake in zip(figure.subplots(4, 6).flat, [*mistakes, *[None] * 24], strict=False):
+        axes.axis("off")
+        if mistake:
+            axes.imshow(mistake.image.numpy())
+            title = f"{mistake.claimed} {mistake.confidence:.0%}\nis {mistake.true}"
+            axes.set_title(title, fontsize=8, parse_math=False)  # a class may have a name with dollar signs
+    return figure
 
 
 def confusion_plot(figures: dict[str, Any]) -> Figure:

@@ -29,7 +29,7 @@ from app.errors import ThirtytwoError
 from app.model import networks
 from app.model.networks import ConvNet
 from app.model.torch_engine import pick_device
-from training import checkpoint, data, distributed, export, measures, optimizers, predict
+from training import checkpoint, data, distributed, export, measures, optimizers, predict, report
 from training.batches import Batch, Batches
 from training.data import DataSet, Split
 from training.distributed import Ranks
@@ -219,6 +219,16 @@ def prepare(recipe: Recipe, split: Split, classes: int) -> nn.Module:
     return network
 
 
+def _report(
+    folder: Path, title: str, history: list[Epoch], probabilities: Tensor, split: Split, classes: list[str]
+) -> float:
+    """Writes the run's report over one split's images; gives the accuracy on them."""
+    figures = report.measure(probabilities, split.labels, classes)
+    worst = report.worst_mistakes(split.images, probabilities, split.labels, classes)
+    report.write_run(folder, title, [epoch._asdict() for epoch in history], figures, worst)
+    return float(figures["accuracy"])
+
+
 def _teacher(recipe: Recipe, classes: list[str]) -> Teacher | None:
     if not recipe.teacher:
         return None
@@ -298,9 +308,10 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if ranks.first:
         seconds, skip = trainer.seconds, arguments.skip_test
         shown = recipe if teacher is None else replace(recipe, teacher=teacher.title)
-        card = export.write(arguments.out, name, dataset, holdout, trainer.network, shown, seconds, skip)
-        where, accuracy = ("held-out", card.results["holdout_accuracy"]) if skip else ("test", card.test_accuracy)
-        print(f"{arguments.out}: {where} accuracy {accuracy:.2%} after {seconds:.0f} s of training")
+        _, answers = export.write(arguments.out, name, dataset, holdout, trainer.network, shown, seconds, skip)
+        where, split = ("held-out", holdout) if skip else ("test", dataset.test)
+        accuracy = _report(folder, f"{name}, {where} images", trainer.history, answers, split, dataset.classes)
+        print(f"{arguments.out}: {where} accuracy {accuracy:.2%} after {seconds:.0f} s; {folder}/report.md tells more")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,10 @@ def test_a_folder_becomes_a_weights_file_that_knows_its_classes(
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
     assert "1 files were left out" in capsys.readouterr().out
+    report = (tmp_path / "run" / "report.md").read_text()
+    pictures = re.findall(r"!\[\]\((\w+\.png)\)", report)
+    assert pictures == ["learning.png", "confusion.png", "reliability.png", "mistakes.png"]
+    assert all((tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 def test_a_seed_repeats_a_run(folder: Path, tmp_path: Path) -> None:
