@@ -4,6 +4,8 @@ import argparse
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
+from app.errors import SettingsError
+
 
 def knob(default: Any, group: str, why: str) -> Any:
     return field(default=default, metadata={"group": group, "why": why})
@@ -87,8 +89,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_flags(arguments: argparse.Namespace) -> Recipe:
+    """The arch's recipe with the flags that were given; raises SettingsError for a value that cannot be."""
     given = {f.name: value for f in fields(Recipe) if (value := getattr(arguments, f.name)) is not None}
-    return replace(RECIPES[given.get("arch", "convnet")], **given)
+    recipe = replace(RECIPES[given.get("arch", "convnet")], **given)
+    for flag, sound, rule in (
+        ("widths", len(recipe.widths) > 0 and min(recipe.widths) > 0, "positive numbers"),
+        ("depth", recipe.depth >= 1, "at least 1"),
+        ("image-size", recipe.image_size >= 12, "at least 12"),
+        ("epochs", recipe.epochs > 0, "above 0"),
+        ("batch-size", recipe.batch_size >= 1, "at least 1"),
+        ("holdout", 0 < recipe.holdout < 1, "a share between 0 and 1"),
+        ("cutout", 0 <= recipe.cutout <= recipe.image_size, "from 0 to the image size"),
+        ("translate", 0 <= recipe.translate < recipe.image_size, "from 0 to below the image size"),
+        ("jpeg", 0 <= recipe.jpeg <= 1, "a share from 0 to 1"),
+        ("teacher-share", 0 <= recipe.teacher_share <= 1, "a share from 0 to 1"),
+    ):
+        if not sound:
+            raise SettingsError(f"--{flag} must be {rule}.")
+    return recipe
 
 
 def _integers(text: str) -> tuple[int, ...]:

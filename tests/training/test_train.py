@@ -79,6 +79,9 @@ def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--holdout", "100"], "--holdout must be a share between 0 and 1"),
+        (["--cutout", "40"], "--cutout must be from 0 to the image size"),
+        (["--widths", "8,0"], "--widths must be positive numbers"),
         (["--resume"], "There is no checkpoint at"),
         (["--filter-lr", "nan"], "The loss is nan at step 1"),
     ],
@@ -136,7 +139,9 @@ def test_a_teacher_of_other_classes_is_refused(folder: Path, tmp_path: Path, tin
 @pytest.mark.parametrize("arch", ["lenet", "mlp"])
 def test_the_articles_networks_train_by_one_flag_and_are_served(folder: Path, tmp_path: Path, arch: str) -> None:
     out = tmp_path / f"{arch}.safetensors"
-    train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "run"), "--arch", arch])
+    train.main(
+        ["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "run"), "--arch", arch, "--steps", "20"]
+    )
     loaded = weights.load(out)
     assert loaded.card.architecture == arch
     assert loaded.card.recipe["optimizer"] == "sgd"

@@ -1,0 +1,131 @@
+"""A network in training: what a checkpoint holds, and one pass over the data at a time."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from app.errors import ThirtytwoError
+from training import checkpoint, optimizers
+from training.batches import Batch, Batches
+from training.distributed import Ranks
+from training.recipe import Recipe
+from training.teacher import Teacher
+
+
+class Diverged(ThirtytwoError):
+    """The loss is no longer a number."""
+
+
+class Epoch(NamedTuple):
+    """What one pass showed. Accuracies are shares; `seconds` counts training since the run began, over all resumes."""
+
+    epoch: int
+    seconds: float
+    images_per_s: float
+    loss: float
+    train_accuracy: float
+    holdout_accuracy: float
+
+
+class Trainer:
+    """A network in training: what a checkpoint holds, and one pass over the data at a time."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        batches: Batches,
+        device: torch.device,
+        ranks: Ranks,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.recipe = recipe
+        self.batches = batches
+        self.device = device
+        self.ranks = ranks
+        self.teacher = teacher
+        self.total_steps = recipe.steps or math.ceil(recipe.epochs * batches.per_epoch)
+        self.optimizers = optimizers.build(
+            self.network, recipe, batches.batch_size, self.total_steps, batches.per_epoch
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[Epoch] = []
+        self._parallel = ranks.wrap(self.network)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+    def state(self) -> checkpoint.State:
+        return {
+            "recipe": asdict(self.recipe),
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": [tuple(epoch) for epoch in self.history],
+        }
+
+    def restore(self, state: checkpoint.State) -> None:
+        self.network.load_state_dict(state["network"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.history = [Epoch(*epoch) for epoch in state["history"]]
+
+    def run_epoch(self, after_step: Callable[[], None]) -> tuple[float, float, float]:
+        """One pass, or what is left of it; gives images/s, mean loss and accuracy. Raises Diverged."""
+        number, first = divmod(self.step, self.batches.per_epoch)
+        last = min(self.batches.per_epoch, first + self.total_steps - self.step)
+        loss_sum, hits, count, begun = 0.0, 0.0, 0.0, time.monotonic()
+        self.network.train()
+        quiet = None if self.ranks.first else True  # None: a bar on terminals only
+        with tqdm(total=last - first, desc=f"epoch {number + 1}", unit="batch", leave=False, disable=quiet) as bar:
+            for _, batch in zip(range(first, last), self.batches.epoch(number, first), strict=False):
+                step_begun = time.monotonic()
+                loss, correct = self._step(batch)
+                loss_sum, hits, count = loss_sum + loss, hits + correct, count + len(batch.labels)
+                self.seconds += time.monotonic() - step_begun
+                rate = self.ranks.world * count / (time.monotonic() - begun)
+                bar.set_postfix_str(f"{rate:.0f} images/s, loss {loss_sum / count:.3f}, accuracy {hits / count:.2%}")
+                bar.update()
+                after_step()
+        loss_sum, hits, count = self.ranks.total(loss_sum, hits, count)
+        return count / (time.monotonic() - begun), loss_sum / count, hits / count
+
+    def _step(self, batch: Batch) -> tuple[float, int]:
+        """One update; gives the summed loss and the number of right answers of this process's share."""
+        optimizers.schedule(self.optimizers, self.step)
+        images = batch.images.to(self.device).permute(0, 3, 1, 2)
+        labels = batch.labels.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self._parallel(images)
+        loss = self._loss(logits, labels, batch.clean)
+        if not torch.isfinite(loss):
+            raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
+        # Muon's companions want the sum over the whole batch; the processes' gradients are averaged
+        scale = self.ranks.world if self.recipe.optimizer == "muon" else 1 / len(labels)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        (loss * scale).backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        return loss.item(), int((logits.argmax(1) == labels).sum())
+
+    def _loss(self, logits: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
+        """Summed over the batch: from the labels, and where there is a teacher mostly from its answers."""
+        own = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        if self.teacher is None:
+            return own
+        taught = F.cross_entropy(logits, self.teacher(clean).to(self.device), reduction="sum")
+        return torch.lerp(own, taught, self.recipe.teacher_share)
