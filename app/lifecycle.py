@@ -22,7 +22,7 @@ class Phase(Enum):
 
 
 class Lifecycle:
-    """Belongs to one event loop; `accepted` is entered for every request that a stop must still answer."""
+    """Belongs to one event loop; `accepting` is entered for every request that wants the model."""
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
@@ -31,11 +31,15 @@ class Lifecycle:
         self._idle.set()
 
     @contextmanager
-    def accepted(self) -> Iterator[None]:
+    def accepting(self) -> Iterator[bool]:
+        """Whether the request is accepted; if so, a stop waits until it is answered."""
+        if self.phase is not Phase.READY:
+            yield False
+            return
         self._in_flight += 1
         self._idle.clear()
         try:
-            yield
+            yield True
         finally:
             self._in_flight -= 1
             if not self._in_flight:

@@ -35,18 +35,19 @@ async def read(receive: Receive, content_type: str, content_length: str, setting
     """
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
-        body = await _body(receive, content_length, settings.max_body_bytes)
+        body = await read_body(receive, content_length, settings.max_body_bytes)
         return parse_form(body, options.get(b"boundary", b""), settings)
     if kind.startswith(b"image/") or kind == b"application/octet-stream":
         limit = min(settings.max_file_bytes, settings.max_body_bytes)
-        body = await _body(receive, content_length, limit)
+        body = await read_body(receive, content_length, limit)
         if not body:
             raise MalformedUpload("The body is empty.")
         return [Upload(None, body)]
     raise UnsupportedImage(UNSUPPORTED)
 
 
-async def _body(receive: Receive, content_length: str, limit: int) -> bytes:
+async def read_body(receive: Receive, content_length: str, limit: int) -> bytes:
+    """The whole body; raises TooLarge as soon as it passes the limit."""
     too_large = f"The body is over {limit} bytes."
     if content_length.isdecimal() and int(content_length[:20]) > limit:
         raise TooLarge(too_large)
@@ -75,7 +76,7 @@ def parse_form(body: bytes, boundary: bytes, settings: Settings) -> list[Upload]
         if name != b"file":
             others += 1
         elif len(uploads) < settings.max_files:
-            uploads.append(_upload(filename, body, begin, end, settings.max_file_bytes))
+            uploads.append(upload(filename, body, begin, end, settings.max_file_bytes))
         else:
             raise TooLarge(f"The form has more than {settings.max_files} files.")
         if others > OTHER_PARTS:
@@ -130,7 +131,8 @@ def _names(headers: bytes) -> tuple[bytes, str | None]:
     return options.get(b"name", b""), None if filename is None else filename.decode("utf-8", "replace")[:MAX_NAME]
 
 
-def _upload(filename: str | None, body: bytes, begin: int, end: int, limit: int) -> Upload:
+def upload(filename: str | None, body: bytes, begin: int, end: int, limit: int) -> Upload:
+    """The file that is this part of the body, or what is wrong with its length."""
     if end - begin > limit:
         return Upload(filename, b"", TooLarge(f"The file is over {limit} bytes."))
     if end == begin:
