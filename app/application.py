@@ -46,6 +46,7 @@ def create_api(config: Settings, metrics: Metrics) -> FastAPI:
         lifespan=_lifespan(config, metrics),
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect has neither a problem document nor the text that /v2 promises
     )
     api.include_router(router)
     api.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))

@@ -10,6 +10,8 @@ from enum import Enum
 from types import FrameType
 from typing import Any
 
+from app.errors import NotReady
+
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -29,6 +31,10 @@ class Lifecycle:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def check_ready(self) -> None:
+        if self.phase is not Phase.READY:
+            raise NotReady(f"The service is {self.phase.value}.", retry_after_s=1)
 
     @contextmanager
     def accepting(self) -> Iterator[bool]:

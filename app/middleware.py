@@ -72,7 +72,7 @@ class RequestContext:
             logger.exception("unexpected error", extra={"request_id": request_id})
             if status:
                 raise
-            await problems.internal(request_id)(scope, receive, send_with_id)
+            await problems.internal(scope)(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - begun, request_id)
 
@@ -104,7 +104,7 @@ class FastLane:
         try:
             response = await self.answer(scope, receive)
         except RequestError as error:
-            response = problems.of_error(error, scope["state"]["request_id"])
+            response = problems.of_error(error, scope)
         await response(scope, receive, send)
 
 

@@ -6,8 +6,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 
 from app import metrics, openapi, prediction, schemas
-from app.errors import NotReady
-from app.lifecycle import Phase
 from app.state import Service
 
 ASSETS = Path(__file__).parent / "assets"
@@ -50,8 +48,7 @@ async def healthz() -> schemas.Health:
 
 @router.get("/readyz", tags=["Operation"], summary="Ready for work", responses={503: openapi.ERRORS[503]})
 async def readyz(service: Service) -> schemas.Health:
-    if service.lifecycle.phase is not Phase.READY:
-        raise NotReady(f"The service is {service.lifecycle.phase.value}.", retry_after_s=1)
+    service.lifecycle.check_ready()
     return schemas.Health(status="ready")
 
 
