@@ -1,6 +1,7 @@
 """A request's body into memory, under its limits, and the files in it."""
 
 import re
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -63,6 +64,24 @@ async def read_body(receive: Receive, content_length: str, limit: int) -> bytes:
             raise TooLarge(too_large)
         more = message.get("more_body", False)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def inflate(body: bytes, coding: str, limit: int) -> bytes:
+    """The body without its content coding; raises TooLarge as soon as it passes the limit."""
+    if coding in ("", "identity"):
+        return body
+    if coding not in ("gzip", "deflate"):
+        raise UnsupportedImage("Send the body as it is, or with a Content-Encoding of gzip or deflate.")
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # reads the head of either
+    try:
+        content = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise MalformedUpload(f"The {coding} data is broken.") from error
+    if len(content) > limit:
+        raise TooLarge(f"The body inflates to over {limit} bytes.")
+    if not inflater.eof or inflater.unused_data:
+        raise MalformedUpload(f"The {coding} data is incomplete, or more follows it.")
+    return content
 
 
 def parse_form(body: bytes, boundary: bytes, settings: Settings) -> list[Upload]:
