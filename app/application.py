@@ -22,6 +22,8 @@ from app.metrics import Metrics
 from app.middleware import FastLane, RequestContext
 from app.model import engine, weights
 from app.model.images import Pixels
+from app.oip.routes import router as inference_router
+from app.oip.statistics import Statistics
 from app.routes import ASSETS, router
 from app.settings import Settings
 from app.state import State
@@ -49,6 +51,7 @@ def create_api(config: Settings, metrics: Metrics) -> FastAPI:
         redirect_slashes=False,  # a redirect has neither a problem document nor the text that /v2 promises
     )
     api.include_router(router)
+    api.include_router(inference_router)
     api.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))
     api.mount("/static", StaticFiles(directory=ASSETS / "static"))
     problems.install(api)
@@ -63,19 +66,22 @@ async def _predict(scope: Scope, receive: Receive) -> Response:
 def _lifespan(config: Settings, metrics: Metrics) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        lifecycle = Lifecycle()
+        lifecycle, statistics = Lifecycle(), Statistics()
         file = weights.load(config.weights)
         runner = engine.load(file, config.device, config.threads, config.engine, config.precision)
         sizes = batch_sizes(config.max_batch)
         loaded, card = Classifier(file, runner, sizes), file.card
         metrics.model_info.labels(card.name, file.version, runner.name, runner.device, runner.precision).set(1)
-        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
-            loaded.classify, sizes, config.max_queue, metrics.observe_batch
-        )
+
+        def observe_pass(size: int, seconds: float) -> None:
+            metrics.observe_batch(size, seconds)
+            statistics.observe_pass(size, seconds)
+
+        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(loaded.classify, sizes, config.max_queue, observe_pass)
         with ThreadPoolExecutor(2, "decode") as decoders, draining_signals(lifecycle, config.drain_s):
             batcher.start()
             lifecycle.phase = Phase.READY
-            yield {"service": State(config, lifecycle, metrics, loaded, batcher, decoders)}
+            yield {"service": State(config, lifecycle, metrics, statistics, loaded, batcher, decoders)}
             lifecycle.phase = Phase.STOPPING
             batcher.close(config.drain_s)
 

@@ -23,6 +23,7 @@ from app.uploads import Upload
 INLINE_BYTES = 65_536  # uploads up to this size are decoded on the event loop where their pictures are small
 
 Outcome = Picture | RequestError
+Probabilities = NDArray[np.float32]
 
 
 async def answer(scope: Scope, receive: Receive, service: State) -> Response:
@@ -113,7 +114,7 @@ def _finish(source: Source | RequestError) -> Outcome:
 
 async def classify(
     receive: Receive, pixels: Sequence[Pixels], service: State, timeout_s: float
-) -> Answer[NDArray[np.float32]]:
+) -> Answer[Probabilities]:
     """Probabilities of each image; the wait ends when the caller goes away."""
     waiting = asyncio.current_task()
     assert waiting is not None
@@ -133,7 +134,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _shape(
-    files: list[Upload], outcomes: list[Outcome], results: list[NDArray[np.float32]], top_k: int, service: State
+    files: list[Upload], outcomes: list[Outcome], results: list[Probabilities], top_k: int, service: State
 ) -> dict[str, Any]:
     rows = iter(results)
     predictions = [

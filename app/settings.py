@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     max_pixels: Count = Field(25_000_000, description="pixels of one image, checked before it is decoded")
     strict_size: bool = Field(False, description="take only images of the model's input size")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="comma-separated keys, one of which every /predict must send; empty: open to all"
+        (), description="comma-separated keys; whoever wants predictions must send one; empty: open to all"
     )
     drain_s: float = Field(20.0, ge=0, description="seconds that accepted requests get to finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")

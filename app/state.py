@@ -13,6 +13,7 @@ from app.classifier import Classifier
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.model.images import Pixels
+from app.oip.statistics import Statistics
 from app.settings import Settings
 
 
@@ -21,6 +22,7 @@ class State:
     settings: Settings
     lifecycle: Lifecycle
     metrics: Metrics
+    statistics: Statistics
     classifier: Classifier
     batcher: Batcher[Pixels, NDArray[np.float32]]
     decoders: ThreadPoolExecutor
