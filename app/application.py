@@ -30,6 +30,8 @@ from app.model import engine, weights
 from app.model.engine import Engine
 from app.model.images import Pixels
 from app.model.weights import Weights
+from app.oip.routes import router as inference_router
+from app.oip.statistics import Statistics
 from app.settings import Settings
 from app.state import State
 from app.watchdog import watch
@@ -70,8 +72,10 @@ def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> F
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if config.expose_docs else None,
+        redirect_slashes=False,  # a redirect has neither a problem document nor the text that /v2 promises
     )
     api.include_router(routes.router)
+    api.include_router(inference_router)
     for exposed, part in (
         (config.expose_docs, routes.docs_router),
         (config.expose_metrics, routes.metrics_router),
@@ -95,7 +99,7 @@ def _lifespan(
 ) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        lifecycle = Lifecycle()
+        lifecycle, statistics = Lifecycle(), Statistics()
         file = weights.load(config.weights)
         runner = load_engine(file, config.device, config.threads, config.engine, config.precision)
         sizes = batch_sizes(config.max_batch)
@@ -104,14 +108,17 @@ def _lifespan(
         if keys.open:
             logger.warning("no API keys are set: everyone who reaches this address may use it")
         metrics.model_info.labels(card.name, file.version, runner.name, runner.device, runner.precision).set(1)
-        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
-            loaded.classify, sizes, config.max_queue, metrics.observe_batch
-        )
+
+        def observe_pass(size: int, seconds: float) -> None:
+            metrics.observe_batch(size, seconds)
+            statistics.observe_pass(size, seconds)
+
+        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(loaded.classify, sizes, config.max_queue, observe_pass)
         with ThreadPoolExecutor(2, "decode") as decoders, draining_signals(lifecycle, config.drain_s):
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))
             lifecycle.phase = Phase.READY
-            yield {"service": State(config, lifecycle, metrics, keys, loaded, batcher, decoders)}
+            yield {"service": State(config, lifecycle, metrics, keys, statistics, loaded, batcher, decoders)}
             watchdog.cancel()
             if lifecycle.phase is Phase.FAILED:
                 end(1)

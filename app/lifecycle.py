@@ -10,6 +10,8 @@ from enum import Enum
 from types import FrameType
 from typing import Any
 
+from app.errors import NotReady
+
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -23,7 +25,7 @@ class Phase(Enum):
 
 
 class Lifecycle:
-    """Belongs to one event loop; `accepted` is entered for every request that a stop must still answer."""
+    """Belongs to one event loop; `accepting` is entered for every request that wants the model."""
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
@@ -31,12 +33,20 @@ class Lifecycle:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def check_ready(self) -> None:
+        if self.phase is not Phase.READY:
+            raise NotReady(f"The service is {self.phase.value}.", retry_after_s=1)
+
     @contextmanager
-    def accepted(self) -> Iterator[None]:
+    def accepting(self) -> Iterator[bool]:
+        """Whether the request is accepted; if so, a stop waits until it is answered."""
+        if self.phase is not Phase.READY:
+            yield False
+            return
         self._in_flight += 1
         self._idle.clear()
         try:
-            yield
+            yield True
         finally:
             self._in_flight -= 1
             if not self._in_flight:

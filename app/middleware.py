@@ -75,7 +75,7 @@ class RequestContext:
             logger.exception("unexpected error", extra={"request_id": request_id})
             if status:
                 raise
-            await problems.internal(request_id)(scope, receive, send_with_id)
+            await problems.internal(scope)(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - begun, request_id)
 
@@ -108,7 +108,7 @@ class FastLane:
             response = await self.answer(scope, receive)
         except RequestError as error:
             self.metrics.refusals.labels(error.type).inc()
-            response = problems.of_error(error, scope["state"]["request_id"])
+            response = problems.of_error(error, scope)
         await response(scope, receive, send)
 
 
@@ -125,7 +125,7 @@ class TrustedHosts:
             host = PORT.sub("", dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower())
             if host not in self._names and not host.endswith(self._endings):
                 error = UnknownHost("This service does not answer to the host name of the request.")
-                await problems.of_error(error, scope["state"]["request_id"])(scope, receive, send)
+                await problems.of_error(error, scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -32,15 +32,35 @@ TOP_K = {
     "description": "How many of the likeliest classes to tell, from 1 to all of them.",
     "schema": {"type": "integer", "minimum": 1, "default": 3},
 }
-REQUEST: dict[str, Any] = {
-    "parameters": [TOP_K],
-    "requestBody": BODY,
-    "security": [{"Bearer": []}, {"X-API-Key": []}, {}],
-}
+KEYS: list[dict[str, Any]] = [{"Bearer": []}, {"X-API-Key": []}, {}]
+REQUEST: dict[str, Any] = {"parameters": [TOP_K], "requestBody": BODY, "security": KEYS}
 WHEN = "Needed where the service has API keys; one of the two headers is enough."
 SECURITY = {
     "Bearer": {"type": "http", "scheme": "bearer", "description": WHEN},
     "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": WHEN},
+}
+
+JSON_LENGTH = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "Bytes of the JSON where binary data follows; 0 where the body is one raw image.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+INFER: dict[str, Any] = {
+    "parameters": [JSON_LENGTH],
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {"schema": FILE}},
+    },
+    "security": KEYS,
+}
+INFERENCE_ERROR: dict[str, Any] = {
+    "description": "Every other status has a text that says why.",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+        }
+    },
 }
 
 UNSUPPORTED = "Send one of PNG, JPEG, WEBP, BMP, GIF; the first bytes are of none of them."

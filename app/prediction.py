@@ -1,7 +1,7 @@
 """The way of one `POST /predict`: key, upload, pixels, queue, answer."""
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import Sequence
 from heapq import nlargest
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope
 from app import uploads
 from app.batcher import Answer
 from app.errors import InvalidParameter, NotReady, RequestError
-from app.lifecycle import Phase
 from app.model.images import Limits, Picture, Pixels, Source
 from app.problems import TYPE
 from app.state import State
@@ -24,6 +23,7 @@ from app.uploads import Upload
 INLINE_BYTES = 65_536  # uploads up to this size are decoded on the event loop where their pictures are small
 
 Outcome = Picture | RequestError
+Probabilities = NDArray[np.float32]
 
 
 async def answer(scope: Scope, receive: Receive, service: State) -> Response:
@@ -31,20 +31,22 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
     headers = dict(scope["headers"])
     service.keys.check(headers)
     top_k = _top_k(scope["query_string"], len(service.classifier.classes))
-    ready = service.lifecycle.phase is Phase.READY
-    with service.lifecycle.accepted() if ready else nullcontext():
+    with service.lifecycle.accepting() as accepted:
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         content_length = headers.get(b"content-length", b"0").decode("latin-1")
         files = await uploads.read(receive, content_type, content_length, service.settings)
-        if not ready:  # said only now, since closing a connection with unread bytes would lose the answer
+        if not accepted:  # said only now, since closing a connection with unread bytes would lose the answer
             raise NotReady("The service is shutting down.", retry_after_s=1)
         clock = asyncio.get_running_loop().time
         begun = clock()
-        outcomes = await _decode(files, service)
+        outcomes = await decode(files, service)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
+        if len(errors) == len(outcomes):
+            raise errors[0]
         decode_s = clock() - begun
-        answered = await _classify(receive, outcomes, service)
+        pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
+        answered = await classify(receive, pixels, service, service.settings.request_timeout_s)
     service.metrics.decode.observe(decode_s)
-    service.metrics.queue_wait.observe(answered.queue_s)
     body = _shape(files, outcomes, answered.results, top_k, service)
     return Response(
         to_json(body),
@@ -64,17 +66,14 @@ def _top_k(query: bytes, classes: int) -> int:
     return int(text)
 
 
-async def _decode(files: list[Upload], service: State) -> list[Outcome]:
-    """Each file's picture or what is wrong with it; raises the first error when there is no picture at all."""
+async def decode(files: list[Upload], service: State) -> list[Outcome]:
+    """Each file's picture or what is wrong with it."""
     settings = service.settings
     limits = Limits(service.classifier.input_size, settings.max_pixels, settings.strict_size)
     outcomes = _decode_small(files, limits)
     if outcomes is None:
         loop = asyncio.get_running_loop()
         outcomes = await loop.run_in_executor(service.decoders, _decode_all, files, limits)
-    errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
-    if len(errors) == len(outcomes):
-        raise errors[0]
     return outcomes
 
 
@@ -110,17 +109,20 @@ def _finish(source: Source | RequestError) -> Outcome:
         return error
 
 
-async def _classify(receive: Receive, outcomes: list[Outcome], service: State) -> Answer[NDArray[np.float32]]:
-    """Probabilities of the decoded pictures; the wait ends when the caller goes away."""
-    pixels: list[Pixels] = [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
+async def classify(
+    receive: Receive, pixels: Sequence[Pixels], service: State, timeout_s: float
+) -> Answer[Probabilities]:
+    """Probabilities of each image; the wait ends when the caller goes away."""
     waiting = asyncio.current_task()
     assert waiting is not None
     gone = asyncio.create_task(_disconnected(receive))
     gone.add_done_callback(lambda task: task.cancelled() or waiting.cancel())
     try:
-        return await service.batcher.submit(pixels, service.settings.request_timeout_s)
+        answered = await service.batcher.submit(pixels, timeout_s)
     finally:
         gone.cancel()
+    service.metrics.queue_wait.observe(answered.queue_s)
+    return answered
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -129,7 +131,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _shape(
-    files: list[Upload], outcomes: list[Outcome], results: list[NDArray[np.float32]], top_k: int, service: State
+    files: list[Upload], outcomes: list[Outcome], results: list[Probabilities], top_k: int, service: State
 ) -> dict[str, Any]:
     rows = iter(results)
     predictions = [

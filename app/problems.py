@@ -1,4 +1,4 @@
-"""The one place where errors become application/problem+json (RFC 9457)."""
+"""The one place where errors become answers: application/problem+json (RFC 9457), under /v2 the protocol's own form."""
 
 import json
 from http import HTTPStatus
@@ -6,21 +6,32 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from app.errors import InvalidParameter, NotReady, RequestError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:thirtytwo:problem:"
+INFERENCE = "/v2"  # where the Open Inference Protocol lives
 
 
-def problem(status: int, slug: str, title: str, detail: str, request_id: str) -> Response:
+def problem(scope: Scope, status: int, slug: str, title: str, detail: str) -> Response:
+    if _speaks_inference(scope):
+        return JSONResponse({"error": detail}, status)
+    request_id = scope["state"]["request_id"]
     body = {"type": TYPE + slug, "title": title, "status": status, "detail": detail, "request_id": request_id}
     return Response(json.dumps(body), status, media_type=MEDIA_TYPE)
 
 
-def of_error(error: RequestError, request_id: str) -> Response:
-    response = problem(error.status, error.type, error.title, str(error), request_id)
+def _speaks_inference(scope: Scope) -> bool:
+    root_path = scope.get("app_root_path", scope.get("root_path", ""))  # a mount has put its own path into the second
+    path: str = scope["path"].removeprefix(root_path)
+    return path == INFERENCE or path.startswith(f"{INFERENCE}/")
+
+
+def of_error(error: RequestError, scope: Scope) -> Response:
+    response = problem(scope, error.status, error.type, error.title, str(error))
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, NotReady):
@@ -30,33 +41,39 @@ def of_error(error: RequestError, request_id: str) -> Response:
     return response
 
 
-def internal(request_id: str) -> Response:
-    detail = "Something went wrong here. The log has the details under this request id."
-    return problem(500, "internal", "Internal error", detail, request_id)
+def internal(scope: Scope) -> Response:
+    detail = f"Something went wrong here. The log has the details under the request id {scope['state']['request_id']}."
+    return problem(scope, 500, "internal", "Internal error", detail)
 
 
 async def on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return of_error(error, request.state.request_id)
+    return of_error(error, request.scope)
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = " ".join(str(part) for part in first["loc"])
-    return of_error(InvalidParameter(f"{where}: {first['msg']}"), request.state.request_id)
+    return of_error(InvalidParameter(f"{where}: {first['msg']}"), request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     title = HTTPStatus(error.status_code).phrase
     slug = title.lower().replace(" ", "-")
-    response = problem(error.status_code, slug, title, f"{request.method} {request.url.path}", request.state.request_id)
+    detail = error.detail if error.detail != title else f"{title}: {request.method} {request.url.path}"
+    response = problem(request.scope, error.status_code, slug, title, detail)
     response.headers.update(error.headers or {})
     return response
+
+
+async def on_exception(request: Request, error: Exception) -> Response:
+    return internal(request.scope)
 
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_exception)

@@ -52,8 +52,7 @@ async def healthz(service: Service) -> schemas.Health:
 
 @router.get("/readyz", tags=["Operation"], summary="Ready for work", responses={503: openapi.ERRORS[503]})
 async def readyz(service: Service) -> schemas.Health:
-    if service.lifecycle.phase is not Phase.READY:
-        raise NotReady(f"The service is {service.lifecycle.phase.value}.", retry_after_s=1)
+    service.lifecycle.check_ready()
     return schemas.Health(status="ready")
 
 

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     max_pixels: Count = Field(25_000_000, description="pixels of one image, checked before it is decoded")
     strict_size: bool = Field(False, description="take only images of the model's input size")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="comma-separated keys, one of which every /predict must send; empty: open to all"
+        (), description="comma-separated keys; whoever wants predictions must send one; empty: open to all"
     )
     api_keys_file: Path | None = Field(None, description="file with one more key a line, read again when it changes")
     expose_docs: bool = Field(True, description="serve /docs and /openapi.json")

@@ -14,6 +14,7 @@ from app.classifier import Classifier
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.model.images import Pixels
+from app.oip.statistics import Statistics
 from app.settings import Settings
 
 
@@ -23,6 +24,7 @@ class State:
     lifecycle: Lifecycle
     metrics: Metrics
     keys: Keys
+    statistics: Statistics
     classifier: Classifier
     batcher: Batcher[Pixels, NDArray[np.float32]]
     decoders: ThreadPoolExecutor

@@ -1,6 +1,7 @@
 """A request's body into memory, under its limits, and the files in it."""
 
 import re
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,18 +36,19 @@ async def read(receive: Receive, content_type: str, content_length: str, setting
     """
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
-        body = await _body(receive, content_length, settings.max_body_bytes)
+        body = await read_body(receive, content_length, settings.max_body_bytes)
         return parse_form(body, options.get(b"boundary", b""), settings)
     if kind.startswith(b"image/") or kind == b"application/octet-stream":
         limit = min(settings.max_file_bytes, settings.max_body_bytes)
-        body = await _body(receive, content_length, limit)
+        body = await read_body(receive, content_length, limit)
         if not body:
             raise MalformedUpload("The body is empty.")
         return [Upload(None, body)]
     raise UnsupportedImage(UNSUPPORTED)
 
 
-async def _body(receive: Receive, content_length: str, limit: int) -> bytes:
+async def read_body(receive: Receive, content_length: str, limit: int) -> bytes:
+    """The whole body; raises TooLarge as soon as it passes the limit."""
     too_large = f"The body is over {limit} bytes."
     if content_length.isdecimal() and int(content_length[:20]) > limit:
         raise TooLarge(too_large)
@@ -64,6 +66,24 @@ async def _body(receive: Receive, content_length: str, limit: int) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def inflate(body: bytes, coding: str, limit: int) -> bytes:
+    """The body without its content coding; raises TooLarge as soon as it passes the limit."""
+    if coding in ("", "identity"):
+        return body
+    if coding not in ("gzip", "deflate"):
+        raise UnsupportedImage("Send the body as it is, or with a Content-Encoding of gzip or deflate.")
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # reads the head of either
+    try:
+        content = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise MalformedUpload(f"The {coding} data is broken.") from error
+    if len(content) > limit:
+        raise TooLarge(f"The body inflates to over {limit} bytes.")
+    if not inflater.eof or inflater.unused_data:
+        raise MalformedUpload(f"The {coding} data is incomplete, or more follows it.")
+    return content
+
+
 def parse_form(body: bytes, boundary: bytes, settings: Settings) -> list[Upload]:
     """The parts named `file` of a multipart form (RFC 7578); raises MalformedUpload or TooLarge."""
     if not BOUNDARY.fullmatch(boundary):
@@ -75,7 +95,7 @@ def parse_form(body: bytes, boundary: bytes, settings: Settings) -> list[Upload]
         if name != b"file":
             others += 1
         elif len(uploads) < settings.max_files:
-            uploads.append(_upload(filename, body, begin, end, settings.max_file_bytes))
+            uploads.append(upload(filename, body, begin, end, settings.max_file_bytes))
         else:
             raise TooLarge(f"The form has more than {settings.max_files} files.")
         if others > OTHER_PARTS:
@@ -130,7 +150,8 @@ def _names(headers: bytes) -> tuple[bytes, str | None]:
     return options.get(b"name", b""), None if filename is None else filename.decode("utf-8", "replace")[:MAX_NAME]
 
 
-def _upload(filename: str | None, body: bytes, begin: int, end: int, limit: int) -> Upload:
+def upload(filename: str | None, body: bytes, begin: int, end: int, limit: int) -> Upload:
+    """The file that is this part of the body, or what is wrong with its length."""
     if end - begin > limit:
         return Upload(filename, b"", TooLarge(f"The file is over {limit} bytes."))
     if end == begin:

@@ -1,0 +1,106 @@
+"""The protocol's calls. Each translates, as those of `app.routes`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import Response
+
+from app import __version__, openapi
+from app.lifecycle import Phase
+from app.oip import inference
+from app.oip.models import VERSION, Model, config, metadata, models
+from app.problems import INFERENCE
+from app.state import Service
+
+EXTENSIONS = [
+    "classification",
+    "model_configuration",
+    "schedule_policy",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+]
+MODEL = "/models/{name}"
+VERSIONED = MODEL + "/versions/{version}"
+
+router = APIRouter(prefix=INFERENCE, tags=["Open Inference Protocol"], responses={"default": openapi.INFERENCE_ERROR})
+
+
+async def named(name: str, request: Request, service: Service) -> Model:
+    model = models(service.classifier).get(name)
+    version = request.path_params.get("version", VERSION)
+    if model is None or version != VERSION:
+        known = " and ".join(models(service.classifier))
+        raise HTTPException(404, f"There is no model '{name}' of version {version}; there are {known} of {VERSION}.")
+    return model
+
+
+Named = Annotated[Model, Depends(named)]
+
+
+@router.get("/health/live", summary="Alive")
+async def live() -> dict[str, bool]:
+    return {"live": True}
+
+
+@router.get("/health/ready", summary="Ready for work")
+async def ready(service: Service) -> dict[str, bool]:
+    service.lifecycle.check_ready()
+    return {"ready": True}
+
+
+@router.get("/", include_in_schema=False)
+@router.get("", summary="The server and what it supports")
+async def server() -> dict[str, Any]:
+    return {"name": "thirtytwo", "version": __version__, "extensions": EXTENSIONS}
+
+
+@router.get("/models/stats", summary="Statistics of all models")
+async def all_statistics(service: Service) -> dict[str, Any]:
+    return {"model_stats": [service.statistics.of(name, VERSION) for name in models(service.classifier)]}
+
+
+@router.get(VERSIONED, include_in_schema=False)
+@router.get(MODEL, summary="A model's inputs and outputs")
+async def model_metadata(model: Named) -> dict[str, Any]:
+    return metadata(model)
+
+
+@router.get(VERSIONED + "/config", include_in_schema=False)
+@router.get(MODEL + "/config", summary="A model's configuration")
+async def model_config(model: Named, service: Service) -> dict[str, Any]:
+    return config(model, service.settings.max_files)
+
+
+@router.get(VERSIONED + "/ready", include_in_schema=False)
+@router.get(MODEL + "/ready", summary="Whether a model is ready")
+async def model_ready(model: Named, service: Service) -> dict[str, Any]:
+    service.lifecycle.check_ready()
+    return {"name": model.name, "ready": True}
+
+
+@router.get(VERSIONED + "/stats", include_in_schema=False)
+@router.get(MODEL + "/stats", summary="A model's statistics")
+async def model_statistics(model: Named, service: Service) -> dict[str, Any]:
+    return {"model_stats": [service.statistics.of(model.name, VERSION)]}
+
+
+@router.post(VERSIONED + "/infer", include_in_schema=False)
+@router.post(MODEL + "/infer", summary="Infer", openapi_extra=openapi.INFER)
+async def infer(model: Named, request: Request, service: Service) -> Response:
+    """A JSON request, one with binary tensors behind the JSON, or one raw image."""
+    return await inference.answer(request.scope, request.receive, service, model)
+
+
+@router.post("/repository/index", summary="The models that can be asked")
+async def index(service: Service) -> list[dict[str, str]]:
+    phase = service.lifecycle.phase
+    state = "READY" if phase is Phase.READY else "UNAVAILABLE"
+    reason = "" if phase is Phase.READY else phase.value
+    return [{"name": name, "version": VERSION, "state": state, "reason": reason} for name in models(service.classifier)]
+
+
+@router.post("/repository/models/{name}/load", include_in_schema=False)
+@router.post("/repository/models/{name}/unload", include_in_schema=False)
+async def load(name: str) -> None:
+    raise HTTPException(501, f"'{name}' cannot be loaded or unloaded: the model is chosen when the service starts.")
