@@ -19,8 +19,10 @@ def table() -> str:
 def _default(name: str, value: object) -> str:
     if name == "weights":
         return "bundled"
-    if value in ("", ()):
+    if value in ("", (), None):
         return "empty"
+    if isinstance(value, tuple):
+        value = ",".join(value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
