@@ -7,7 +7,7 @@ import sys
 
 import uvicorn
 
-from app import logs, settings
+from app import classify, logs, settings
 from app.errors import SettingsError
 from app.protocol import Protocol
 from app.settings import PREFIX, Settings
@@ -17,7 +17,8 @@ def parse(argv: list[str] | None = None) -> dict[str, str]:
     """The flags that were given, as environment variables. Every setting is a flag, made from the one table."""
     parser = argparse.ArgumentParser(
         prog="python -m app",
-        description="Serves a weights file. Every flag has an environment variable; the flag wins.",
+        description="Serves a weights file. Every flag has an environment variable; the flag wins. "
+        "`python -m app classify FILE...` answers without a server.",
     )
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
@@ -29,6 +30,9 @@ def parse(argv: list[str] | None = None) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["classify"]:
+        sys.exit(classify.run(argv[1:]))
     os.environ.update(parse(argv))  # so that every worker process reads the same
     try:
         config = settings.load()

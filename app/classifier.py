@@ -1,6 +1,7 @@
 """A weights file on an engine, ready to classify."""
 
 from collections.abc import Sequence
+from heapq import nlargest
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ class Classifier:
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the network gave probabilities that are not finite")
         return list(probabilities)
+
+    def top(self, probabilities: Sequence[float], count: int) -> list[dict[str, Any]]:
+        """The likeliest classes, best first, as the contract's JSON shows them."""
+        best = nlargest(count, range(len(probabilities)), probabilities.__getitem__)
+        return [{"label": self.classes[i], "probability": round(probabilities[i], 4)} for i in best]
 
     def card(self) -> dict[str, Any]:
         """What `GET /model` shows: the file's card and how it is served."""

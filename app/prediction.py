@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from heapq import nlargest
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -147,13 +146,11 @@ def _shape(
 def _prediction(
     filename: str | None, picture: Picture, probabilities: list[float], top_k: int, service: State
 ) -> dict[str, Any]:
-    classes = service.classifier.classes
-    best = nlargest(top_k, range(len(classes)), probabilities.__getitem__)
-    top = [{"label": classes[i], "probability": round(probabilities[i], 4)} for i in best]
-    service.metrics.predictions.labels(classes[best[0]]).inc()
+    top = service.classifier.top(probabilities, top_k)
+    service.metrics.predictions.labels(top[0]["label"]).inc()
     return {
         "filename": filename,
-        "label": classes[best[0]],
+        "label": top[0]["label"],
         "confidence": top[0]["probability"],
         "top": top,
         "resized_from": picture.resized_from,
