@@ -4,10 +4,11 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 
 import uvicorn
 
-from app import classify, logs, settings
+from app import classify, logs, metrics, settings
 from app.errors import SettingsError
 from app.protocol import Protocol
 from app.settings import PREFIX, Settings
@@ -66,7 +67,9 @@ def _serve(config: uvicorn.Config) -> int:
             server.run()
             return 0 if server.started else 2
         supervisor = uvicorn.supervisors.Multiprocess(config, sockets=[config.bind_socket()])
-        supervisor.run()
+        with tempfile.TemporaryDirectory(prefix="thirtytwo-metrics-") as folder:
+            os.environ[metrics.FOLDER] = folder
+            supervisor.run()
         return 2 if any(process.exitcode == uvicorn.config.STARTUP_FAILURE for process in supervisor.processes) else 0
     except SystemExit as stop:  # uvicorn's way to say that the port or the start-up failed
         return 2 if stop.code else 0

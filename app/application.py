@@ -29,6 +29,7 @@ from app.middleware import FastLane, RequestContext, TrustedHosts
 from app.model import engine, weights
 from app.model.engine import Engine
 from app.model.images import Pixels
+from app.model.processor import available_cpus
 from app.model.weights import Weights
 from app.oip.routes import router as inference_router
 from app.oip.statistics import Statistics
@@ -101,7 +102,8 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle, statistics = Lifecycle(), Statistics()
         file = weights.load(config.weights)
-        runner = load_engine(file, config.device, config.threads, config.engine, config.precision)
+        threads = config.threads or max(1, available_cpus() // config.workers)
+        runner = load_engine(file, config.device, threads, config.engine, config.precision)
         sizes = batch_sizes(config.max_batch)
         loaded, card = Classifier(file, runner, sizes), file.card
         keys = Keys([key.get_secret_value() for key in config.api_keys], config.api_keys_file)
@@ -111,6 +113,7 @@ def _lifespan(
 
         def observe_pass(size: int, seconds: float) -> None:
             metrics.observe_batch(size, seconds)
+            metrics.queue.set(batcher.waiting)
             statistics.observe_pass(size, seconds)
 
         batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(loaded.classify, sizes, config.max_queue, observe_pass)

@@ -1,6 +1,17 @@
-"""Every metric's name, help and buckets, in one place and one registry of its own."""
+"""Every metric's name, help and buckets, in one place and one registry of its own.
+
+Several workers keep their values in files of one folder, named by FOLDER in the environment, and whichever is asked
+answers for all.
+"""
+
+import os
+import re
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name; it looks at it when it is imported
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -15,7 +26,12 @@ class Metrics:
         self.latency = Histogram(
             "thirtytwo_request_seconds", "From head to last byte.", ["route"], buckets=SECONDS, registry=self.registry
         )
-        self.queue = Gauge("thirtytwo_queue_images", "Images waiting for the model.", registry=self.registry)
+        self.queue = Gauge(
+            "thirtytwo_queue_images",
+            "Images waiting for the model.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
         self.queue_wait = Histogram(
             "thirtytwo_queue_seconds", "Wait until the first batch.", buckets=SECONDS, registry=self.registry
         )
@@ -38,6 +54,7 @@ class Metrics:
             "thirtytwo_model_info",
             "1, with the model in the labels.",
             ["name", "version", "engine", "device", "precision"],
+            multiprocess_mode="livemax",
             registry=self.registry,
         )
 
@@ -46,4 +63,18 @@ class Metrics:
         self.model.observe(seconds)
 
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        folder = os.environ.get(FOLDER)
+        if folder is None:
+            return generate_latest(self.registry)
+        _forget_the_dead(Path(folder))
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone, folder)  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Drops what workers that are gone said of the present; what they counted stays."""
+    for file in folder.glob("gauge_live*.db"):
+        match = re.search(r"_(\d+)\.db$", file.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            mark_process_dead(int(match[1]), str(folder))  # type: ignore[no-untyped-call]

@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "int8", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto is the fastest that the processor found computes well in"
     )
-    threads: int = Field(0, ge=0, description="CPU threads of the model; 0: as many as this process may use")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of the model; 0: all that may be used, shared out among the workers"
+    )
     max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
     max_queue: Count = Field(4096, description="images waiting before 429; a second or two of work on two cores")
     request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")

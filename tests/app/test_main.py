@@ -138,6 +138,36 @@ def test_a_signal_drains_and_ends_with_0(tiny_weights: Path, cat: bytes, number:
     assert set(outcomes) <= {200, 503}, log
 
 
+def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: Path, cat: bytes) -> None:
+    with process(tiny_weights, "--workers", "2") as (running, url):
+
+        def counted() -> float:
+            text = httpx.get(f"{url}/metrics").text
+            line = next(x for x in text.splitlines() if x.startswith("thirtytwo_predictions_total"))
+            return float(line.rpartition(" ")[2])
+
+        def ask() -> int:
+            return httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"}).status_code
+
+        assert [ask() for _ in range(30)] == [200] * 30
+        assert {counted() for _ in range(8)} == {30.0}
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        assert ask() == 200
+        deadline = time.monotonic() + 30
+        while len(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()) < len(children):
+            assert time.monotonic() < deadline
+            assert ask() == 200
+            time.sleep(0.2)
+        before = counted()
+        assert before >= 31
+        assert "thirtytwo_queue_images 0.0" in httpx.get(f"{url}/metrics").text
+        running.terminate()
+        running.communicate(timeout=30)
+        assert running.returncode == 0
+
+
 def test_new_work_is_refused_while_old_work_is_finished(tiny_weights: Path, cat: bytes) -> None:
     """A request that is still being sent when the stop begins is answered; one that begins then gets 503."""
     with process(tiny_weights) as (running, url):
