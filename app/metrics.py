@@ -68,7 +68,7 @@ class Metrics:
             return generate_latest(self.registry)
         _forget_the_dead(Path(folder))
         everyone = CollectorRegistry()
-        MultiProcessCollector(everyone, folder)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(everyone, folder)
         return generate_latest(everyone)
 
 
@@ -77,4 +77,4 @@ def _forget_the_dead(folder: Path) -> None:
     for file in folder.glob("gauge_live*.db"):
         match = re.search(r"_(\d+)\.db$", file.name)
         if match and not Path(f"/proc/{match[1]}").exists():
-            mark_process_dead(int(match[1]), str(folder))  # type: ignore[no-untyped-call]
+            mark_process_dead(int(match[1]), str(folder))

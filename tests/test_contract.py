@@ -62,7 +62,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_the_readmes_curl_gives_the_readmes_answer(bundled: httpx.Client) -> None:
-    command, answer = re.search(r"```console\n\$ (curl .*?)\n(\{.*?\})\n```", README, re.DOTALL).groups()  # type: ignore[union-attr]
-    file, url = re.fullmatch(r"curl -F file=@(\S+) localhost:8000(\S+)", command).groups()  # type: ignore[union-attr]
+    command, answer = re.search(r"```console\n\$ (curl .*?)\n(\{.*?\})\n```", README, re.DOTALL).groups()
+    file, url = re.fullmatch(r"curl -F file=@(\S+) localhost:8000(\S+)", command).groups()
     response = bundled.post(url, files={"file": (Path(file).name, (ROOT / file).read_bytes())})
     assert response.text == answer

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -13,8 +12,6 @@ from torch import Tensor
 from training import measures
 
 MANY_CLASSES = 30  # above this the confusion matrix is drawn without numbers and names
-
-mpl.rcParams["svg.hashsalt"] = "thirtytwo"
 
 
 class Mistake(NamedTuple):

@@ -100,7 +100,7 @@ def test_only_the_guilty_fail_and_only_the_gone_go_unanswered(
             elif bad & set(items):
                 assert isinstance(outcome, ValueError)
             else:
-                assert outcome.results == [2 * item for item in items]  # type: ignore[union-attr]
+                assert outcome.results == [2 * item for item in items]
 
     asyncio.run(main())
 

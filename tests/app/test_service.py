@@ -168,7 +168,7 @@ def test_a_chunked_body_is_refused_when_it_passes_the_limit(start: Start) -> Non
             yield bytes(4096)
 
     try:
-        response = client.post("/predict", content=endless(), headers={"content-type": "image/png"})  # type: ignore[arg-type]
+        response = client.post("/predict", content=endless(), headers={"content-type": "image/png"})
         problem(response, 413, "too-large")
     except httpx.TransportError:  # the answer may come while we still send
         pass

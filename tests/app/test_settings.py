@@ -56,4 +56,4 @@ def test_root_path_has_one_leading_slash(given: str, kept: str) -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings().port = 1  # type: ignore[misc]
+        Settings().port = 1

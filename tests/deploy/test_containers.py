@@ -37,7 +37,7 @@ def seconds(text: str) -> int:
 
 def healthy(port: int) -> bool:
     """Runs the image's HEALTHCHECK here."""
-    command = json.loads(re.search(r"HEALTHCHECK .*?CMD (\[.*\])", DOCKERFILE).group(1))  # type: ignore[union-attr]
+    command = json.loads(re.search(r"HEALTHCHECK .*?CMD (\[.*\])", DOCKERFILE).group(1))
     command[0] = sys.executable
     environment = {**os.environ, "THIRTYTWO_PORT": str(port)}
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
@@ -57,7 +57,7 @@ def test_the_build_context_holds_what_is_copied_and_nothing_else() -> None:
 
 
 def test_the_cpu_image_installs_everything_but_torch(tmp_path: Path) -> None:
-    command = re.search(r'RUN python -c "(import tomllib.*?)"$', DOCKERFILE, re.MULTILINE).group(1)  # type: ignore[union-attr]
+    command = re.search(r'RUN python -c "(import tomllib.*?)"$', DOCKERFILE, re.MULTILINE).group(1)
     text = (ROOT / "pyproject.toml").read_text()
     (tmp_path / "pyproject.toml").write_text(text)
     subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)

@@ -52,7 +52,7 @@ def test_try_it_out_with_a_raw_body(visit: Visit, client: httpx.Client) -> None:
     open_predict(page)
     page.get_by_label("Request content type").select_option("image/png")
     choose(page, 0, EXAMPLES / "cat.png")
-    (prediction,) = execute(page, 200)["predictions"]  # type: ignore[misc]
+    (prediction,) = execute(page, 200)["predictions"]
     assert prediction["filename"] is None
 
 

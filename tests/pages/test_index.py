@@ -50,7 +50,7 @@ def test_choose_one(visit: Visit, client: httpx.Client) -> None:
     expect(card.locator("h3")).to_have_text(re.compile("|".join(CLASSES)))
     shown = card.locator(".bars li").all_inner_texts()
     assert len(shown) == 3
-    shares = [float(re.search(r"([\d.]+) %", text).group(1)) for text in shown]  # type: ignore[union-attr]
+    shares = [float(re.search(r"([\d.]+) %", text).group(1)) for text in shown]
     assert all(a >= b for a, b in pairwise(shares))
     expect(card).to_contain_text("chelsea.png")
     expect(card).to_contain_text("resized from 451 \N{MULTIPLICATION SIGN} 300, cut at the centre")
