@@ -10,7 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train evaluate test lint docs bench clean
+.PHONY: help serve train evaluate test lint docs bench soak clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -37,6 +37,9 @@ docs: .venv/serve  ## write the table of settings into the README
 
 bench: .venv/train  ## the serving benchmark; ARGS="--data folder" takes CIFAR-10's own pictures
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+soak: .venv/train  ## two minutes of mixed traffic; ARGS="--minutes 60" for an hour; fails where a request is lost
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -64,13 +64,27 @@ class Connection(asyncio.Protocol):
         if self._answer and not self._answer.done():
             self._answer.set_result(status)
 
-    async def ask(self, request: bytes) -> int:
+    def send(self, data: bytes) -> None:
+        """A request or a piece of one; from the first piece on its answer is awaited."""
         assert self._transport is not None
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._answer
+        self._answer = self._answer or asyncio.get_running_loop().create_future()
+        self._transport.write(data)
+
+    async def answer(self) -> int:
+        """The status that what was sent is answered with; raises OSError where the connection ends before."""
+        assert self._answer is not None
+        try:
+            return await self._answer
+        finally:
+            self._answer = None
+
+    async def ask(self, request: bytes) -> int:
+        self.send(request)
+        return await self.answer()
 
     def close(self) -> None:
+        if self._answer:
+            self._answer.cancel()
         if self._transport:
             self._transport.close()
 

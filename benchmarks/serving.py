@@ -64,6 +64,9 @@ class Served(NamedTuple):
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
 
 @contextmanager
 def process(command: list[str], port: int, path: str) -> Iterator[Served]:
