@@ -22,7 +22,7 @@ from app import __version__, openapi, prediction, problems, routes, settings
 from app.auth import Keys
 from app.batcher import Batcher, batch_sizes
 from app.classifier import Classifier
-from app.lifecycle import Lifecycle, Phase, draining_signals
+from app.lifecycle import Lifecycle, Phase, draining_signals, ending_with_parent
 from app.logs import AccessLog
 from app.metrics import Metrics
 from app.middleware import FastLane, RequestContext, TrustedHosts
@@ -117,7 +117,11 @@ def _lifespan(
             statistics.observe_pass(size, seconds)
 
         batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(loaded.classify, sizes, config.max_queue, observe_pass)
-        with ThreadPoolExecutor(2, "decode") as decoders, draining_signals(lifecycle, config.drain_s):
+        with (
+            ThreadPoolExecutor(2, "decode") as decoders,
+            draining_signals(lifecycle, config.drain_s),
+            ending_with_parent(),
+        ):
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))
             lifecycle.phase = Phase.READY

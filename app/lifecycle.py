@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -93,3 +94,24 @@ def draining_signals(lifecycle: Lifecycle, limit_s: float) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ending_with_parent() -> Iterator[None]:
+    """Stops a worker as SIGTERM does once the process that started it is gone, since nobody else would."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        yield
+        return
+    loop, sentinel = asyncio.get_running_loop(), parent.sentinel
+
+    def stop() -> None:
+        loop.remove_reader(sentinel)
+        logger.warning("the process that started this worker is gone; the worker ends")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(sentinel, stop)
+    try:
+        yield
+    finally:
+        loop.remove_reader(sentinel)

@@ -26,11 +26,11 @@ from PIL import Image
 from benchmarks.load import Connection, connect, form, post
 from benchmarks.serving import Served, pictures, process, service
 
-LOST_AFTER_S = 30.0
+LOST_AFTER_S = 60.0
 STALE_S = 2.0  # the service closes idle connections after 5 s; one that is about to be closed is no loss of a request
 REFUSALS = (429, 503, 504)
 WARM_UP_S = 30.0  # of the same traffic, before memory and descriptors are looked at
-MEMORY_MB = 16.0  # growth that the allocator's scatter explains
+MEMORY_MB = 32.0  # growth that the scatter of the allocators explains
 HANDS_OFF_S = 7.0  # after the last answer, until the service has closed what was idle
 
 Manner = Callable[[Connection, bytes], Awaitable[int]]
@@ -188,7 +188,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(served: Served) -> Footprint:
-    with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=10) as response:
+    with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=LOST_AFTER_S) as response:
         lines = response.read().decode().splitlines()
     queue = next(line for line in lines if line.startswith("thirtytwo_queue_images "))
     time.sleep(0.1)  # until the connection of this question is gone
