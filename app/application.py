@@ -26,7 +26,7 @@ from app.lifecycle import Lifecycle, Phase, draining_signals, ending_with_parent
 from app.logs import AccessLog
 from app.metrics import Metrics
 from app.middleware import FastLane, RequestContext, TrustedHosts
-from app.model import engine, weights
+from app.model import engine, images, weights
 from app.model.engine import Engine
 from app.model.images import Pixels
 from app.model.processor import available_cpus
@@ -60,7 +60,7 @@ def create_app(
     if config.allowed_hosts:
         app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return RequestContext(app, metrics, access)
+    return RequestContext(app, metrics, access, config.max_held_bytes)
 
 
 def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
@@ -122,6 +122,7 @@ def _lifespan(
             draining_signals(lifecycle, config.drain_s),
             ending_with_parent(),
         ):
+            images.warm_up()
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))
             lifecycle.phase = Phase.READY

@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
+
+MAX_SCANS = 100  # of a JPEG; a camera's has 1, a progressive one about 10, and each goes over all pixels again
+SCAN = b"\xff\xda"
 
 Pixels = NDArray[np.uint8]
 
@@ -46,6 +49,8 @@ class Source:
         kind = sniff(data)
         if kind is None:
             raise UnsupportedImage(f"Send one of {', '.join(FORMATS)}; the first bytes are of none of them.")
+        if kind == "JPEG" and data.count(SCAN) > MAX_SCANS:
+            raise UndecodableImage(f"The JPEG has more than {MAX_SCANS} scans.")
         self._kind = kind
         self._limits = limits
         with _decoding(kind, limits):
@@ -74,6 +79,19 @@ class Source:
                 return Picture(_pixels(rgb), None)
             fitted = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
             return Picture(_pixels(fitted), (self.width, self.height))
+
+
+def warm_up() -> None:
+    """Lets Pillow load now what it loads with the first picture of a format.
+
+    At that later moment there may be no descriptor left to load it with, and a sound picture would seem broken.
+    """
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for kind in FORMATS:
+        buffer = io.BytesIO()
+        Image.new("RGB", (2, 2)).save(buffer, kind, exif=turned)
+        decode(buffer.getvalue(), Limits(1, 4))
 
 
 def sniff(data: bytes) -> str | None:

@@ -1,4 +1,7 @@
 import io
+import struct
+import subprocess
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -12,6 +15,9 @@ from app.model.images import FORMATS, Limits, decode, sniff
 from tests.conftest import EXAMPLES
 
 LIMITS = Limits(32, 10_000_000)
+
+
+OTHER_KINDS = ("TIFF", "ICO", "PPM", "PDF", "EPS", "TGA", "DDS", "PCX", "JPEG2000", "AVIF", "SGI")
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -40,10 +46,28 @@ def test_every_accepted_format_is_recognised_and_decoded(kind: str) -> None:
     assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 12
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "PDF", "EPS"])
+OTHERS = {kind: encode(picture("RGB", (32, 32)), kind) for kind in OTHER_KINDS} | {
+    "PSD": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 32, 32, 8, 3) + bytes(12) + bytes(2 + 3 * 32 * 32),
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32"/>',
+    "HTML": b"<html><script>alert(1)</script></html>",
+}
+MAGIC = {"PNG": 8, "JPEG": 3, "GIF": 6, "WEBP": 12, "BMP": 2}  # bytes of a file that tell its format
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_other_formats_that_pillow_knows_never_reach_it(kind: str) -> None:
     with pytest.raises(UnsupportedImage):
-        decode(encode(picture(), kind), LIMITS)
+        decode(OTHERS[kind], LIMITS)
+
+
+@pytest.mark.parametrize("accepted", FORMATS)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_in_disguise_reach_no_other_decoder_than_the_one_they_name(kind: str, accepted: str) -> None:
+    """Pillow tries all decoders where it may choose; with the first bytes of ours before theirs, none of them fits."""
+    start = encode(picture(), accepted)[: MAGIC[accepted]]
+    for disguised in (start + OTHERS[kind], start + OTHERS[kind][len(start) :]):
+        with pytest.raises((UndecodableImage, TooLarge)):
+            decode(disguised, LIMITS)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
@@ -124,6 +148,44 @@ def test_a_pixel_bomb_is_refused() -> None:
         decode(bytes(bomb), LIMITS)
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG of 8 x 8 grey pixels whose many scans each say no more than that nothing changes."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+    code = bytes([1] + [0] * 15)  # one symbol, one bit long
+    tables = segment(0xDB, bytes([0] + [1] * 64)) + segment(0xC4, b"\x00" + code + b"\x00")
+    head = segment(0xC2, struct.pack(">BHHB", 8, 8, 8, 1) + bytes([1, 0x11, 0])) + segment(
+        0xC4, b"\x10" + code + b"\x00"
+    )
+    first = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + b"\x7f"
+    again = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + b"\x7f"
+    return b"\xff\xd8" + tables + head + first + again * (count - 1) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_decoding() -> None:
+    """Ten megabytes of them would keep a decoder busy for minutes, each going over all pixels."""
+    assert decode(scans(100), LIMITS).resized_from == (8, 8)
+    with pytest.raises(UndecodableImage, match="more than 100 scans"):
+        decode(scans(101), LIMITS)
+
+
+def test_a_progressive_jpeg_is_taken() -> None:
+    data = encode(picture(size=(640, 480)), "JPEG", progressive=True)
+    assert decode(data, LIMITS).resized_from == (640, 480)
+
+
+def test_what_inflates_to_hundreds_of_megabytes_takes_little_memory() -> None:
+    """Deflate bombs in every chunk of a PNG that is inflated, and text without end; in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.bombs"], capture_output=True, text=True, timeout=100, check=True
+    )
+    grown_mb = {name: float(grown) for name, grown in (line.split() for line in ended.stdout.splitlines())}
+    assert set(grown_mb) == {"IDAT", "zTXt", "iTXt", "iCCP", "zTXt-after", "tEXt", "many-zTXt", "eXIf", "all"}
+    assert grown_mb["all"] < 100, grown_mb
+
+
 def test_strict_size_takes_only_the_input_size(cat: bytes) -> None:
     assert decode(cat, Limits(32, 10_000, strict_size=True)).resized_from is None
     with pytest.raises(WrongSize):
@@ -135,6 +197,13 @@ def test_a_cut_off_file_is_undecodable(kind: str) -> None:
     data = encode(picture(size=(64, 64)), kind)
     with pytest.raises(UndecodableImage):
         decode(data[: len(data) // 2], LIMITS)
+
+
+@given(kind=st.sampled_from(sorted(FORMATS)), share=st.floats(0, 1))
+def test_a_file_cut_anywhere_ends_in_a_picture_or_a_clear_error(kind: str, share: float) -> None:
+    data = encode(picture(), kind)
+    with suppress(RequestError):
+        assert decode(data[: int(share * len(data))], LIMITS).pixels.shape == (32, 32, 3)
 
 
 @given(kind=st.sampled_from(sorted(FORMATS)), data=st.data())
