@@ -15,6 +15,7 @@ MAX_NAME = 255  # characters of a file name that are echoed
 MAX_HEADERS = 8192  # bytes before the content of one part
 OTHER_PARTS = 100  # parts of other names that a form may hold besides its files
 BOUNDARY = re.compile(rb"[^\x00-\x1f\x7f]{1,70}")  # RFC 2046, but generous with its characters
+LINE_ENDS = re.compile(rb"(?=--|[\r \t])")
 DISPOSITION = re.compile(rb"^content-disposition:[ \t]*(.*?)\r?$", re.IGNORECASE | re.MULTILINE)
 UNSUPPORTED = (
     "Send a multipart/form-data form with parts named file, or the image itself with its image/* content type."
@@ -132,12 +133,11 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _next_delimiter(body: bytes, delimiter: bytes, start: int) -> int:
     """Where the next delimiter line begins, or -1. A longer boundary that begins like ours is content."""
     place = body.find(delimiter, start)
-    while place >= 0:
-        after = body[place + len(delimiter) : place + len(delimiter) + 2]
-        if after == b"--" or after[:1] in (b"\r", b" ", b"\t"):
-            break
-        place = body.find(delimiter, place + 1)
-    return place
+    if place < 0 or LINE_ENDS.match(body, place + len(delimiter)):
+        return place
+    # a body may hold millions that only begin like ours, which a loop would keep the event loop busy with
+    genuine = re.compile(re.escape(delimiter) + LINE_ENDS.pattern).search(body, place)
+    return genuine.start() if genuine else -1
 
 
 def _names(headers: bytes) -> tuple[bytes, str | None]:

@@ -112,6 +112,25 @@ def test_parts_are_bounded_in_number_and_size() -> None:
     assert small.error is None
 
 
+def test_thousands_of_parts_are_refused_like_a_few_too_many() -> None:
+    for name, message in (("file", "more than 20 files"), ("other", "more than 100 parts")):
+        with pytest.raises(TooLarge, match=message):
+            parse_form(encode(b"X", [(name, "a", b"x")] * 10_000), b"X", SETTINGS)
+
+
+@given(st.lists(st.sampled_from([b"\r\n--Xa", b"\r\n--X", b"a", b"-", b"\r\n"]), max_size=30).map(b"".join))
+def test_delimiters_that_only_begin_like_ours_are_content(noise: bytes) -> None:
+    content = noise.replace(b"\r\n--X", b"\r\n--Xa")
+    (upload,) = parse_form(encode(b"X", [("file", None, content + b"end")]), b"X", SETTINGS)
+    assert upload.data == content + b"end"
+
+
+def test_a_form_within_a_form_is_just_content() -> None:
+    inner = encode(b"Y", [("file", "inner.png", b"x")])
+    (upload,) = parse_form(encode(b"X", [("file", "outer", inner)]), b"X", SETTINGS)
+    assert (upload.filename, upload.data) == ("outer", inner)
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\x\\y.png", "\u202egnp.exe", "a\tb", "x" * 1000, ""])
 def test_file_names_are_echoed_and_cut_but_never_used(name: str) -> None:
     (upload,) = parse_form(encode(b"X", [("file", name, b"x")]), b"X", SETTINGS)
