@@ -13,7 +13,7 @@ ThirtytwoError
     ├── UndecodableImage    422  an accepted format, but broken
     ├── WrongSize           422  not the model's input size, and STRICT_SIZE is set
     ├── InvalidParameter    422  a query value out of range
-    ├── QueueFull           429  no room in the queue; carries retry_after_s
+    ├── QueueFull           429  no room in the queue, or for a large body; carries retry_after_s
     ├── NotReady            503  starting or shutting down; carries retry_after_s
     └── DeadlineExceeded    504  not answered within the request timeout
 """

@@ -3,6 +3,7 @@ errors; and the fast lane.
 """
 
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,10 +14,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import problems
-from app.errors import RequestError, UnknownHost
+from app.errors import QueueFull, RequestError, UnknownHost
 from app.logs import AccessLog
 from app.metrics import Metrics
 
+SMALL_BYTES = 262_144  # of a body that is taken whatever others hold, so that slow large ones lock nobody out
 LINGER_DIGITS = 6  # a declared body of up to 999,999 bytes is read to its end, so that its sender sees the answer
 EVERY_ANSWER = (
     (b"x-content-type-options", b"nosniff"),
@@ -33,12 +35,18 @@ logger = logging.getLogger(__name__)
 
 
 class RequestContext:
-    """Takes a sane X-Request-ID or makes one, answers with it, logs and counts the request, renders what escaped."""
+    """Takes a sane X-Request-ID or makes one, answers with it, logs and counts the request, renders what escaped.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access: AccessLog | None) -> None:
+    While large bodies together hold more than max_held bytes, further ones get QueueFull: else a few hundred callers
+    could fill the memory, each within the limit of one body.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, access: AccessLog | None, max_held: float = math.inf) -> None:
         self.app = app
         self.metrics = metrics
         self.access = access
+        self._max_held = max_held
+        self._held = 0  # bytes of all bodies under way, but for those that came in one piece
         self._prefix, self._numbers = token_hex(8), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,12 +60,16 @@ class RequestContext:
         request_id = self._request_id(headers.get(b"x-request-id", b""))
         scope.setdefault("state", {})["request_id"] = request_id
         unread = b"transfer-encoding" in headers or len(headers.get(b"content-length", b"")) > LINGER_DIGITS
-        begun, status = time.perf_counter(), 0
+        begun, status, held = time.perf_counter(), 0, 0
 
         async def receive_body() -> Message:
-            nonlocal unread
+            nonlocal unread, held
             message = await receive()
-            unread = unread and message.get("more_body", False)
+            if message.get("more_body", False):
+                held += len(message["body"])
+                self._hold(len(message["body"]), held)
+            else:
+                unread = False
             return message
 
         async def send_with_id(message: Message) -> None:
@@ -77,7 +89,13 @@ class RequestContext:
                 raise
             await problems.internal(scope)(scope, receive, send_with_id)
         finally:
+            self._held -= held
             self._record(scope, status, time.perf_counter() - begun, request_id)
+
+    def _hold(self, size: int, of_this_body: int) -> None:
+        self._held += size
+        if self._held > self._max_held and of_this_body > SMALL_BYTES:
+            raise QueueFull("Too many large uploads are under way.", retry_after_s=1)
 
     def _request_id(self, sent: bytes) -> str:
         return sent.decode() if SANE_ID.fullmatch(sent) else f"{self._prefix}{next(self._numbers):08x}"

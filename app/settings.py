@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     max_files: Count = Field(256, description="files in one request")
     max_file_bytes: Count = Field(10_000_000, description="bytes of one file")
     max_body_bytes: Count = Field(32_000_000, description="bytes of one request, refused while it is read")
+    max_held_bytes: Count = Field(
+        256_000_000, description="bytes of all large requests under way, before further ones get 429"
+    )
     max_pixels: Count = Field(25_000_000, description="pixels of one image, checked before it is decoded")
     strict_size: bool = Field(False, description="take only images of the model's input size")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -58,8 +61,10 @@ class Settings(BaseSettings):
     proxies: Names = Field(
         ("127.0.0.1",), description="comma-separated addresses whose X-Forwarded-* headers are believed"
     )
-    tls_cert: Path | None = Field(None, description="PEM file with the certificate chain; serves HTTPS with TLS_KEY")
-    tls_key: Path | None = Field(None, description="PEM file with its private key")
+    tls_cert: FilePath | None = Field(
+        None, description="PEM file with the certificate chain; serves HTTPS with TLS_KEY"
+    )
+    tls_key: FilePath | None = Field(None, description="PEM file with its private key")
     watchdog_s: float = Field(
         30.0, gt=0, description="seconds that one pass of the network may take before the process ends"
     )
@@ -82,6 +87,12 @@ class Settings(BaseSettings):
     def _room_for_a_request(self) -> Self:
         if self.max_queue < self.max_files:
             raise ValueError(f"MAX_QUEUE ({self.max_queue}) must hold one request of MAX_FILES ({self.max_files})")
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_a_body(self) -> Self:
+        if self.max_held_bytes < self.max_body_bytes:
+            raise ValueError(f"MAX_HELD_BYTES ({self.max_held_bytes}) must hold MAX_BODY_BYTES ({self.max_body_bytes})")
         return self
 
     @model_validator(mode="after")

@@ -42,6 +42,12 @@ def test_a_queue_too_small_for_one_request_is_refused(monkeypatch: pytest.Monkey
         settings.load()
 
 
+def test_too_little_room_for_one_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THIRTYTWO_MAX_HELD_BYTES", "10")
+    with pytest.raises(SettingsError, match=r"MAX_HELD_BYTES \(10\) must hold MAX_BODY_BYTES"):
+        settings.load()
+
+
 def test_keys_are_split_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THIRTYTWO_API_KEYS", "first-key, second-key,")
     loaded = settings.load()
