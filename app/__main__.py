@@ -73,6 +73,8 @@ def _serve(config: uvicorn.Config) -> int:
         return 2 if any(process.exitcode == uvicorn.config.STARTUP_FAILURE for process in supervisor.processes) else 0
     except SystemExit as stop:  # uvicorn's way to say that the port or the start-up failed
         return 2 if stop.code else 0
+    except OSError as error:  # a broken certificate, or no place for what several workers count
+        return _complain(error)
     except KeyboardInterrupt:
         return 0
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,10 @@ from app.model.networks import ConvNet, fold
 from app.model.weights import Card, save
 from app.protocol import Protocol
 from app.settings import Settings
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)  # of make fuzz
+hypothesis.settings.load_profile("patient")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

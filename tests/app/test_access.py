@@ -139,13 +139,17 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path, tiny_weights: Path
                 pytest.fail("no answer over TLS")
         running.terminate()
     assert "TLS_CERT and TLS_KEY belong together" in fails("--tls-cert", str(certificate))
+    assert "THIRTYTWO_TLS_KEY: Path does not point to a file" in fails("--tls-key", str(tmp_path / "none"))
+    broken = ("--tls-cert", str(certificate), "--tls-key", str(certificate))
+    assert "error: [SSL]" in fails("--weights", str(tiny_weights), "--port", "0", *broken)
 
 
 def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:
-    """Neither the picture nor its name reaches the disk or the log, not even where reading it fails."""
+    """Neither picture nor name nor key reaches the disk or the log, not even where reading them fails."""
     port, home = free_port(), tmp_path / "home"
     home.mkdir()
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home)}
+    environment["THIRTYTWO_API_KEYS"] = "secret-key"
     log = tmp_path / "log"
     with (
         log.open("w") as stream,
@@ -153,7 +157,7 @@ def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) 
             command("--weights", str(tiny_weights), "--port", str(port), "--log-level", "debug"),
             stderr=stream, env=environment,
         ) as running,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": "secret-key"}) as client,
     ):  # fmt: skip
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -165,6 +169,7 @@ def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) 
         for data in (cat, cat[:400], b"secret-content", bytes(2_000_000)):
             client.post("/predict", files={"file": ("secret-name.png", data)}, params={"q": "secret-query"})
             client.post("/predict", content=data, headers=PNG)
+            client.post("/predict", content=data, headers=PNG | {"x-api-key": "wrong-secret"})
         running.terminate()
         running.wait(20)
     assert "secret" not in log.read_text()
