@@ -22,6 +22,7 @@ class Run:
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
+    retry_after: Counter[int] = field(default_factory=Counter)  # seconds that the refused were told
     failures: int = 0
 
     @property
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.closed = False
+        self.retry_after = 0  # of the last answer
         self._buffer = b""
         self._answer: asyncio.Future[int] | None = None
         self._transport: asyncio.Transport | None = None
@@ -56,13 +58,18 @@ class Connection(asyncio.Protocol):
         head = self._buffer.find(b"\r\n\r\n")
         if head < 0:
             return
-        place = self._buffer.lower().find(b"content-length:", 0, head)
-        length = int(self._buffer[place + 15 : self._buffer.index(b"\r\n", place)])
-        if len(self._buffer) < head + 4 + length:
+        if len(self._buffer) < head + 4 + self._number(b"\r\ncontent-length:", head):
             return
+        self.retry_after = self._number(b"\r\nretry-after:", head)
         status, self._buffer = int(self._buffer[9:12]), b""
         if self._answer and not self._answer.done():
             self._answer.set_result(status)
+
+    def _number(self, header: bytes, head: int) -> int:
+        """The header's value, 0 where there is none."""
+        place = self._buffer.lower().find(header, 0, head)
+        begin = place + len(header)
+        return int(self._buffer[begin : self._buffer.index(b"\r\n", begin)]) if place >= 0 else 0
 
     def send(self, data: bytes) -> None:
         """A request or a piece of one; from the first piece on its answer is awaited."""
@@ -152,6 +159,8 @@ async def _count(run: Run, connection: Connection, request: bytes, since: float,
         run.statuses[status] += 1
         if status == 200:
             run.latencies.append(now - since)
+        if connection.retry_after:
+            run.retry_after[connection.retry_after] += 1
 
 
 def form(files: list[tuple[str, bytes]], path: str = "/predict") -> bytes:
