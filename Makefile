@@ -10,7 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train evaluate test lint docs bench soak clean
+.PHONY: help serve train evaluate test lint docs bench soak overload fuzz audit clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -41,6 +41,17 @@ bench: .venv/train  ## the serving benchmark; ARGS="--data folder" takes CIFAR-1
 soak: .venv/train  ## two minutes of mixed traffic; ARGS="--minutes 60" for an hour; fails where a request is lost
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
+overload: .venv/train  ## four times what the service can do, for a minute; fails where a promise breaks
+	$(BIN)/python -m benchmarks.overload $(ARGS)
+
+fuzz: .venv/dev  ## tens of thousands of hostile inputs to the decoder, the upload parser and the whole API
+	$(BIN)/python -m tests.fuzz.decoding -runs=50000 -max_len=4096 -print_final_stats=1
+	$(BIN)/python -m pytest --no-cov --hypothesis-profile=long --timeout=3600 tests/app/test_uploads.py
+	$(BIN)/python -m tests.fuzz.api --max-examples=1000
+
+audit: .venv/audit  ## look the pinned versions up in PyPI's advisories; says so where none can be reached
+	$(BIN)/python .ci/audit.py
+
 clean:  ## remove .venv and caches
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 
@@ -61,3 +72,7 @@ clean:  ## remove .venv and caches
 .venv/dev: .venv/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	@touch $@ .venv/train .venv/serve
+
+.venv/audit: .venv/python pyproject.toml constraints.txt
+	$(PIP) 'pip-audit>=2.7'
+	@touch $@
