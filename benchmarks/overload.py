@@ -21,7 +21,6 @@ from benchmarks.serving import Served, pictures, process, service
 
 IMAGES = 16  # in a request: enough that the generator costs little beside the service
 CALLERS = 64  # of the closed loop
-CONNECTIONS = 2048  # of the open one: more than the queue has places, or the generator would wait in its stead
 GOODPUT = 0.9
 RECOVERY_S = 1.0
 
@@ -54,7 +53,7 @@ def drive(served: Served, times: float, seconds: float) -> Findings:
 
     async def both() -> tuple[Run, float]:
         return await asyncio.gather(
-            open_loop(served.port, requests, rate, seconds, CONNECTIONS),
+            open_loop(served.port, requests, rate, seconds),
             recovery(served.port, form(files[:1]), seconds),
         )
 
