@@ -53,7 +53,7 @@ audit: .venv/audit  ## look the pinned versions up in PyPI's advisories; says so
 	$(BIN)/python .ci/audit.py
 
 clean:  ## remove .venv and caches
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .coverage
 
 .venv/python:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name another one with PYTHON=..." >&2; exit 2; }

@@ -17,7 +17,7 @@ CHECKS = (
 )
 
 
-def fuzz(url: str, *flags: str) -> "subprocess.CompletedProcess[str]":
+def fuzz(url: str, *flags: str) -> subprocess.CompletedProcess[str]:
     """A round over all that the schema describes; what is undocumented or a 5xx fails it."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS)]
     return subprocess.run([*command, *flags], capture_output=True, text=True, check=False)

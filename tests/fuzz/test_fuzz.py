@@ -6,17 +6,20 @@ import sys
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from tests.fuzz.api import fuzz
 
 
+@pytest.mark.timeout(300)
 def test_no_file_that_the_guided_fuzzer_makes_breaks_the_decoder() -> None:
     command = [sys.executable, "-m", "tests.fuzz.decoding", "-runs=1000", "-max_len=4096", "-seed=1"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "Done 1000 runs" in ended.stderr
 
 
+@pytest.mark.timeout(300)
 def test_no_request_that_the_schema_allows_or_forbids_gets_what_it_does_not_tell(
     start: Callable[..., httpx.Client],
 ) -> None:
