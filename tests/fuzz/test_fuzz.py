@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.fuzz.api import fuzz
 
 
+@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is there for Linux on x86-64 only")
 @pytest.mark.timeout(300)
 def test_no_file_that_the_guided_fuzzer_makes_breaks_the_decoder() -> None:
     command = [sys.executable, "-m", "tests.fuzz.decoding", "-runs=1000", "-max_len=4096", "-seed=1"]
