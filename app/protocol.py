@@ -5,6 +5,7 @@ from typing import ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+GRACE_S = 0.05  # in which we read what has arrived while we were too busy to
 LINGER_S = 0.3  # a request that was sent before its sender could know of the stop arrives within this time
 
 
@@ -65,10 +66,12 @@ class Protocol(HttpToolsProtocol):
             self._watch.cancel()
             self._watch = None
 
-    def _look(self) -> None:
+    def _look(self, last: bool = False) -> None:
         """Closes the connection of a request that arrives by drops, unless it is we who do not read on."""
         self._watch = None
-        if self._received < self.least_bytes and not self.flow.read_paused:
+        if self._received >= self.least_bytes or self.flow.read_paused:
+            self._start_watch()
+        elif last:
             self.transport.close()
         else:
-            self._start_watch()
+            self._watch = self.loop.call_later(GRACE_S, self._look, True)

@@ -72,8 +72,10 @@ class Connection(asyncio.Protocol):
         return int(self._buffer[begin : self._buffer.index(b"\r\n", begin)]) if place >= 0 else 0
 
     def send(self, data: bytes) -> None:
-        """A request or a piece of one; from the first piece on its answer is awaited."""
+        """A request or a piece of one; from the first piece on its answer is awaited. Raises OSError once closed."""
         assert self._transport is not None
+        if self.closed:
+            raise ConnectionError("closed")
         self._answer = self._answer or asyncio.get_running_loop().create_future()
         self._transport.write(data)
 

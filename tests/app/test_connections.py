@@ -53,6 +53,29 @@ def test_a_request_that_stops_coming_is_given_up(service: httpx.Client, start: b
         assert time.monotonic() - begun < 3
 
 
+class Stalling(Impatient):
+    """Keeps the event loop busy for longer than its patience when asked for /stall."""
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if url == b"/stall":
+            time.sleep(2 * self.patience_s)
+
+
+def test_what_arrives_while_we_are_busy_is_not_called_late(tiny_weights: Path, cat: bytes) -> None:
+    head = HEAD.replace(b"2400", str(len(cat)).encode())
+    with (
+        serving(Settings(weights=tiny_weights, max_batch=1), protocol=Stalling) as client,
+        closing(connect(client)) as punctual,
+        closing(connect(client)) as other,
+    ):
+        punctual.sendall(head + cat[:100])
+        other.sendall(b"GET /stall HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.2)
+        punctual.sendall(cat[100:])
+        assert punctual.recv(100).startswith(b"HTTP/1.1 200")
+
+
 def test_two_hundred_dripping_senders_block_nobody_and_do_not_stay(service: httpx.Client, cat: bytes) -> None:
     with ExitStack() as stack:
         slow = [stack.enter_context(closing(connect(service))) for _ in range(200)]
