@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -15,7 +15,6 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Lifespan, Receive, Scope
 
 from app import __version__, openapi, prediction, problems, routes, settings
@@ -54,7 +53,7 @@ def create_app(
     config = config or settings.load()
     metrics = Metrics()
     api = create_api(config, _lifespan(config, metrics, load_engine, end))
-    app: ASGIApp = FastLane(api, f"{config.root_path}/predict", _predict, metrics)
+    app: ASGIApp = FastLane(api, config.root_path, "/predict", _predict, metrics)
     if config.cors_origins:
         app = CORSMiddleware(app, config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     if config.allowed_hosts:
@@ -84,8 +83,8 @@ def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> F
     ):
         if exposed:
             api.include_router(part)
-    api.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))
-    api.mount("/static", StaticFiles(directory=routes.ASSETS / "static"))
+    api.mount("/static/swagger", routes.Files(directory=str(files(fastapi_offline) / "static")))
+    api.mount("/static", routes.Files(directory=routes.ASSETS / "static"))
     problems.install(api)
     openapi.complete(api.openapi())
     return api
@@ -109,6 +108,7 @@ def _lifespan(
         keys = Keys([key.get_secret_value() for key in config.api_keys], config.api_keys_file)
         if keys.open:
             logger.warning("no API keys are set: everyone who reaches this address may use it")
+        metrics.name_classes(loaded.classes)
         metrics.model_info.labels(card.name, file.version, runner.name, runner.device, runner.precision).set(1)
 
         def observe_pass(size: int, seconds: float) -> None:
@@ -116,7 +116,12 @@ def _lifespan(
             metrics.queue.set(batcher.waiting)
             statistics.observe_pass(size, seconds)
 
-        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(loaded.classify, sizes, config.max_queue, observe_pass)
+        def classify(pixels: Sequence[Pixels]) -> list[NDArray[np.float32]]:
+            probabilities = loaded.classify(pixels)
+            metrics.observe_predictions(probabilities)
+            return probabilities
+
+        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(classify, sizes, config.max_queue, observe_pass)
         with ThreadPoolExecutor(2, "decode") as decoders, draining_signals(lifecycle, config.drain_s):
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))

@@ -16,6 +16,8 @@ import pytest
 
 from app.settings import Settings
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -141,10 +143,14 @@ def test_a_signal_drains_and_ends_with_0(tiny_weights: Path, cat: bytes, number:
 def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: Path, cat: bytes) -> None:
     with process(tiny_weights, "--workers", "2") as (running, url):
 
+        def told(name: str) -> float:
+            """The sum over all labels."""
+            lines = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(name)]
+            assert lines
+            return sum(float(line.rpartition(" ")[2]) for line in lines)
+
         def counted() -> float:
-            text = httpx.get(f"{url}/metrics").text
-            line = next(x for x in text.splitlines() if x.startswith("thirtytwo_predictions_total"))
-            return float(line.rpartition(" ")[2])
+            return told("thirtytwo_predictions_total")
 
         def ask() -> int:
             return httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"}).status_code
@@ -153,6 +159,10 @@ def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: 
         assert {counted() for _ in range(8)} == {30.0}
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers]
+        assert len(pages) == 2
+        assert told("process_resident_memory_bytes") == pytest.approx(sum(pages) * PAGE, rel=0.1)
+        assert 3 < told("thirtytwo_confidence_total") <= 30
         os.kill(int(workers[0]), signal.SIGKILL)
         assert ask() == 200
         deadline = time.monotonic() + 30
