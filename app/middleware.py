@@ -52,7 +52,7 @@ class RequestContext:
         request_id = self._request_id(headers.get(b"x-request-id", b""))
         scope.setdefault("state", {})["request_id"] = request_id
         unread = b"transfer-encoding" in headers or len(headers.get(b"content-length", b"")) > LINGER_DIGITS
-        begun, status = time.perf_counter(), 0
+        begun, status, answered = time.perf_counter(), 0, False
 
         async def receive_body() -> Message:
             nonlocal unread
@@ -61,21 +61,23 @@ class RequestContext:
             return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] += ((b"x-request-id", request_id.encode()), *EVERY_ANSWER)
                 if unread:  # refused before a large body was read: do not go on receiving it
                     message["headers"].append((b"connection", b"close"))
             await send(message)
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self.app(scope, receive_body, send_with_id)
         except Exception:
             logger.exception("unexpected error", extra={"request_id": request_id})
-            if status:
-                raise
-            await problems.internal(scope)(scope, receive, send_with_id)
+            if status and not answered:
+                raise  # the server closes the connection, since the answer will never be whole
+            if not answered:
+                await problems.internal(scope)(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - begun, request_id)
 
