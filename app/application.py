@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import Any
 
 import fastapi_offline
@@ -40,6 +41,7 @@ LoadEngine = Callable[[Weights, str, int, str, str], Engine]
 
 logger = logging.getLogger(__name__)
 
+COLLECTOR = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own names
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
 
 
@@ -59,7 +61,19 @@ def create_app(
     if config.allowed_hosts:
         app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return RequestContext(app, metrics, access)
+    return _traced(RequestContext(app, metrics, access))
+
+
+def _traced(app: ASGIApp) -> ASGIApp:
+    """With a span around every request, where a collector is named; the libraries are imported only then."""
+    if not any(os.environ.get(name) for name in COLLECTOR) or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return app
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+        logger.warning("no traces are sent, since the extra 'otel' is not installed")
+        return app
+    from app import tracing
+
+    return tracing.Tracing(app, tracing.exporting())
 
 
 def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:

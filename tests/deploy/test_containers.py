@@ -62,8 +62,10 @@ def test_the_cpu_image_installs_everything_but_torch(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
     project = tomllib.loads(text)["project"]
-    left_out = set(project["dependencies"]) - set((tmp_path / "serve.txt").read_text().splitlines())
+    served = set((tmp_path / "serve.txt").read_text().splitlines())
+    left_out = set(project["dependencies"]) - served
     assert [line.split(">")[0] for line in left_out] == ["torch"]
+    assert served - set(project["dependencies"]) == set(project["optional-dependencies"]["otel"])
     assert (tmp_path / "train.txt").read_text().splitlines() == project["optional-dependencies"]["train"]
 
 
