@@ -80,7 +80,8 @@ def test_the_readmes_programs_print_what_the_readme_says(
 ) -> None:
     (program,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
     (printed,) = re.findall(r"^Both print `(.*)`\.$", README, re.MULTILINE)
-    (tmp_path / f"program.{suffix}").write_text(program.replace("http://localhost:8000/", str(bundled.base_url)))
+    address = f"http://127.0.0.1:{bundled.base_url.port}"
+    (tmp_path / f"program.{suffix}").write_text(program.replace("http://localhost:8000", address))
     command = [interpreter, tmp_path / f"program.{suffix}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (f"{printed}\n", "")
