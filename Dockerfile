@@ -16,9 +16,10 @@ FROM python AS requirements
 COPY pyproject.toml ./
 RUN python -c "import tomllib; \
     project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    serve = [line for line in project['dependencies'] if not line.startswith('torch')]; \
+    extras = project['optional-dependencies']; \
+    serve = [line for line in project['dependencies'] if not line.startswith('torch')] + extras['otel']; \
     open('serve.txt', 'w').write('\n'.join(serve)); \
-    open('train.txt', 'w').write('\n'.join(project['optional-dependencies']['train']))"
+    open('train.txt', 'w').write('\n'.join(extras['train']))"
 
 
 FROM python AS cpu

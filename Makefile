@@ -10,7 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train evaluate test lint docs bench soak overload fuzz audit clean
+.PHONY: help serve train evaluate test lint docs screenshot bench soak overload fuzz audit clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -34,6 +34,9 @@ lint: .venv/dev  ## formatting, style, types and the direction of imports
 
 docs: .venv/serve  ## write the table of settings into the README
 	$(BIN)/python -m docs.update
+
+screenshot: .venv/dev  ## take the README's picture of the page anew; needs chromium
+	$(BIN)/python -m docs.screenshot
 
 bench: .venv/train  ## the serving benchmark; ARGS="--data folder" takes CIFAR-10's own pictures
 	$(BIN)/python -m benchmarks.serving $(ARGS)

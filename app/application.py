@@ -4,10 +4,11 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import Any
 
 import fastapi_offline
@@ -16,7 +17,6 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Lifespan, Receive, Scope
 
 from app import __version__, openapi, prediction, problems, routes, settings
@@ -42,6 +42,7 @@ LoadEngine = Callable[[Weights, str, int, str, str], Engine]
 
 logger = logging.getLogger(__name__)
 
+COLLECTOR = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own names
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
 
 
@@ -55,13 +56,25 @@ def create_app(
     config = config or settings.load()
     metrics = Metrics()
     api = create_api(config, _lifespan(config, metrics, load_engine, end))
-    app: ASGIApp = FastLane(api, f"{config.root_path}/predict", _predict, metrics)
+    app: ASGIApp = FastLane(api, config.root_path, "/predict", _predict, metrics)
     if config.cors_origins:
         app = CORSMiddleware(app, config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     if config.allowed_hosts:
         app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return RequestContext(app, metrics, access, config.max_held_bytes)
+    return _traced(RequestContext(app, metrics, access, config.max_held_bytes))
+
+
+def _traced(app: ASGIApp) -> ASGIApp:
+    """With a span around every request, where a collector is named; the libraries are imported only then."""
+    if not any(os.environ.get(name) for name in COLLECTOR) or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return app
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
+        logger.warning("no traces are sent, since the extra 'otel' is not installed")
+        return app
+    from app import tracing
+
+    return tracing.Tracing(app, tracing.exporting())
 
 
 def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
@@ -85,8 +98,8 @@ def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> F
     ):
         if exposed:
             api.include_router(part)
-    api.mount("/static/swagger", StaticFiles(directory=str(files(fastapi_offline) / "static")))
-    api.mount("/static", StaticFiles(directory=routes.ASSETS / "static"))
+    api.mount("/static/swagger", routes.Files(directory=str(files(fastapi_offline) / "static")))
+    api.mount("/static", routes.Files(directory=routes.ASSETS / "static"))
     problems.install(api)
     openapi.complete(api.openapi())
     return api
@@ -110,6 +123,7 @@ def _lifespan(
         keys = Keys([key.get_secret_value() for key in config.api_keys], config.api_keys_file)
         if keys.open:
             logger.warning("no API keys are set: everyone who reaches this address may use it")
+        metrics.name_classes(loaded.classes)
         metrics.model_info.labels(card.name, file.version, runner.name, runner.device, runner.precision).set(1)
 
         def observe_pass(size: int, seconds: float) -> None:
@@ -117,7 +131,12 @@ def _lifespan(
             metrics.queue.set(batcher.waiting)
             statistics.observe_pass(size, seconds)
 
-        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(loaded.classify, sizes, config.max_queue, observe_pass)
+        def classify(pixels: Sequence[Pixels]) -> list[NDArray[np.float32]]:
+            probabilities = loaded.classify(pixels)
+            metrics.observe_predictions(probabilities)
+            return probabilities
+
+        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(classify, sizes, config.max_queue, observe_pass)
         with (
             ThreadPoolExecutor(2, "decode") as decoders,
             draining_signals(lifecycle, config.drain_s),

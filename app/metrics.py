@@ -6,22 +6,39 @@ answers for all.
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name; it looks at it when it is imported
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Times(NamedTuple):
+    """What a request for predictions took, in seconds; its decoding began at `begun` of time.perf_counter."""
+
+    begun: float
+    decode_s: float
+    queue_s: float
+    model_s: float
 
 
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = Counter("thirtytwo_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self.latency = Histogram(
             "thirtytwo_request_seconds", "From head to last byte.", ["route"], buckets=SECONDS, registry=self.registry
@@ -47,6 +64,12 @@ class Metrics:
         self.predictions = Counter(
             "thirtytwo_predictions", "Images by predicted class.", ["label"], registry=self.registry
         )
+        self.confidence = Counter(
+            "thirtytwo_confidence",
+            "Probabilities of the predicted classes, added up; divided by the predictions, the mean confidence.",
+            ["label"],
+            registry=self.registry,
+        )
         self.refusals = Counter(
             "thirtytwo_refused_files", "Files and requests refused, by reason.", ["reason"], registry=self.registry
         )
@@ -57,24 +80,82 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=self.registry,
         )
+        self.device_memory = Gauge(
+            "thirtytwo_device_memory_bytes",
+            "Memory of the model's device, used by whomever, and in total; a CPU has none of its own.",
+            ["device", "state"],
+            multiprocess_mode="livemostrecent",
+            registry=self.registry,
+        )
+        self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._of_class: list[tuple[Counter, Counter]] = []
+
+    def name_classes(self, classes: Sequence[str]) -> None:
+        """Every class has a count from the start, so that its first picture is a rise from 0."""
+        self._of_class = [(self.predictions.labels(name), self.confidence.labels(name)) for name in classes]
+
+    def observe_request(self, route: str, status: int, seconds: float) -> None:
+        if (route, status) not in self._of_route:  # looking labels up costs more than counting
+            self._of_route[route, status] = self.requests.labels(route, status), self.latency.labels(route)
+        requests, latency = self._of_route[route, status]
+        requests.inc()
+        latency.observe(seconds)
+
+    def observe_times(self, times: Times) -> None:
+        self.decode.observe(times.decode_s)
+        self.queue_wait.observe(times.queue_s)
 
     def observe_batch(self, size: int, seconds: float) -> None:
         self.batch_size.observe(size)
         self.model.observe(seconds)
 
+    def observe_predictions(self, probabilities: Sequence[NDArray[np.float32]]) -> None:
+        """Counts the likeliest classes of a batch, once a class."""
+        rows = np.stack(probabilities)
+        likeliest = rows.argmax(1)
+        confidences = np.bincount(likeliest, rows.max(1)).tolist()
+        for index, count in enumerate(np.bincount(likeliest).tolist()):
+            if count:
+                predictions, confidence = self._of_class[index]
+                predictions.inc(count)
+                confidence.inc(confidences[index])
+
+    def observe_memory(self, device: str, used: int, total: int) -> None:
+        self.device_memory.labels(device, "used").set(used)
+        self.device_memory.labels(device, "total").set(total)
+
     def render(self) -> bytes:
         folder = os.environ.get(FOLDER)
         if folder is None:
             return generate_latest(self.registry)
-        _forget_the_dead(Path(folder))
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone, folder)
+        everyone.register(Processes(_living(Path(folder))))
         return generate_latest(everyone)
 
 
-def _forget_the_dead(folder: Path) -> None:
-    """Drops what workers that are gone said of the present; what they counted stays."""
-    for file in folder.glob("gauge_live*.db"):
-        match = re.search(r"_(\d+)\.db$", file.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            mark_process_dead(int(match[1]), str(folder))
+class Processes(Collector):
+    """What the library tells of one process, its memory above all, added up for several."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterator[Metric]:
+        told = [
+            metric for pid in self._pids for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect()
+        ]
+        for name, first in {metric.name: metric for metric in reversed(told)}.items():
+            values = [metric.samples[0].value for metric in told if metric.name == name]
+            total = min(values) if name == "process_start_time_seconds" else sum(values)
+            together = Metric(name, first.documentation, first.type)
+            together.add_sample(first.samples[0].name, {}, total)
+            yield together
+
+
+def _living(folder: Path) -> set[int]:
+    """The workers' processes. Drops what those that are gone said of the present; what they counted stays."""
+    pids = {int(match[1]) for file in folder.glob("gauge_live*.db") if (match := re.search(r"_(\d+)\.db$", file.name))}
+    for pid in [pid for pid in pids if not Path(f"/proc/{pid}").exists()]:
+        mark_process_dead(pid, str(folder))
+        pids.remove(pid)
+    return pids

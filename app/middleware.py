@@ -60,50 +60,51 @@ class RequestContext:
         request_id = self._request_id(headers.get(b"x-request-id", b""))
         scope.setdefault("state", {})["request_id"] = request_id
         unread = b"transfer-encoding" in headers or len(headers.get(b"content-length", b"")) > LINGER_DIGITS
-        begun, status, held = time.perf_counter(), 0, 0
+        begun, status, answered, held = time.perf_counter(), 0, False, 0
 
         async def receive_body() -> Message:
             nonlocal unread, held
             message = await receive()
-            if message.get("more_body", False):
-                held += len(message["body"])
-                self._hold(len(message["body"]), held)
-            else:
-                unread = False
+            unread = unread and message.get("more_body", False)
+            held += self._hold(message, held)
             return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] += ((b"x-request-id", request_id.encode()), *EVERY_ANSWER)
                 if unread:  # refused before a large body was read: do not go on receiving it
                     message["headers"].append((b"connection", b"close"))
             await send(message)
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self.app(scope, receive_body, send_with_id)
         except Exception:
             logger.exception("unexpected error", extra={"request_id": request_id})
-            if status:
-                raise
-            await problems.internal(scope)(scope, receive, send_with_id)
+            if status and not answered:
+                raise  # the server closes the connection, since the answer will never be whole
+            if not answered:
+                await problems.internal(scope)(scope, receive, send_with_id)
         finally:
             self._held -= held
             self._record(scope, status, time.perf_counter() - begun, request_id)
 
-    def _hold(self, size: int, of_this_body: int) -> None:
-        self._held += size
-        if self._held > self._max_held and of_this_body > SMALL_BYTES:
+    def _hold(self, message: Message, so_far: int) -> int:
+        """The bytes that the message adds to what is held; raises QueueFull where that is too much."""
+        size = len(message["body"]) if message.get("more_body", False) else 0
+        if self._held + size > self._max_held and so_far + size > SMALL_BYTES:
             raise QueueFull("Too many large uploads are under way.", retry_after_s=1)
+        self._held += size
+        return size
 
     def _request_id(self, sent: bytes) -> str:
         return sent.decode() if SANE_ID.fullmatch(sent) else f"{self._prefix}{next(self._numbers):08x}"
 
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self.metrics.requests.labels(route, status).inc()
-        self.metrics.latency.labels(route).observe(seconds)
+        self.metrics.observe_request(route, status, seconds)
         if self.access:
             self.access.add(scope["method"], route, status, seconds, request_id)
 
@@ -111,14 +112,15 @@ class RequestContext:
 class FastLane:
     """Answers one POST path before the framework's own stack, which costs as much as all the rest of the way."""
 
-    def __init__(self, app: ASGIApp, path: str, answer: Answer, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, root_path: str, path: str, answer: Answer, metrics: Metrics) -> None:
         self.app = app
-        self.metrics = metrics
-        self.path = path
+        self.path = path  # what metrics and log call it, as they call FastAPI's routes
         self.answer = answer
+        self.metrics = metrics
+        self._whole_path = root_path + path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self.path or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] != self._whole_path or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         scope["route"] = self

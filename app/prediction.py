@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope
 from app import uploads
 from app.batcher import Answer
 from app.errors import InvalidParameter, NotReady, RequestError
+from app.metrics import Times
 from app.model.images import Limits, Picture, Pixels, Source
 from app.problems import TYPE
 from app.state import State
@@ -37,23 +39,24 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
         if not accepted:  # said only now, since closing a connection with unread bytes would lose the answer
             raise NotReady("The service is shutting down.", retry_after_s=1)
         service.batcher.check_room(len(files))
-        clock = asyncio.get_running_loop().time
-        begun = clock()
+        begun = perf_counter()
         outcomes = await decode(files, service)
         errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
         if len(errors) == len(outcomes):
             raise errors[0]
-        decode_s = clock() - begun
+        decode_s = perf_counter() - begun
         pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
         answered = await classify(receive, pixels, service, service.settings.request_timeout_s)
-    service.metrics.decode.observe(decode_s)
+    times = Times(begun, decode_s, answered.queue_s, answered.run_s)
+    scope["state"]["times"] = times
+    service.metrics.observe_times(times)
     body = _shape(files, outcomes, answered.results, top_k, service)
     return Response(
         to_json(body),
         media_type="application/json",
         headers={
-            "Server-Timing": f"decode;dur={decode_s * 1e3:.2f}, queue;dur={answered.queue_s * 1e3:.2f}, "
-            f"model;dur={answered.run_s * 1e3:.2f}"
+            "Server-Timing": f"decode;dur={times.decode_s * 1e3:.2f}, queue;dur={times.queue_s * 1e3:.2f}, "
+            f"model;dur={times.model_s * 1e3:.2f}"
         },
     )
 
@@ -118,11 +121,9 @@ async def classify(
     gone = asyncio.create_task(_disconnected(receive))
     gone.add_done_callback(lambda task: task.cancelled() or waiting.cancel())
     try:
-        answered = await service.batcher.submit(pixels, timeout_s)
+        return await service.batcher.submit(pixels, timeout_s)
     finally:
         gone.cancel()
-    service.metrics.queue_wait.observe(answered.queue_s)
-    return answered
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -148,7 +149,6 @@ def _prediction(
     filename: str | None, picture: Picture, probabilities: list[float], top_k: int, service: State
 ) -> dict[str, Any]:
     top = service.classifier.top(probabilities, top_k)
-    service.metrics.predictions.labels(top[0]["label"]).inc()
     return {
         "filename": filename,
         "label": top[0]["label"],

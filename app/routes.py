@@ -4,6 +4,8 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from app import metrics, openapi, prediction, schemas
 from app.errors import NotReady
@@ -18,6 +20,17 @@ OWN_FILES_ONLY = (
 NO_HTML_FROM_TEXT = "require-trusted-types-for 'script'; trusted-types 'none'; "
 INDEX_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + NO_HTML_FROM_TEXT + "img-src 'self' blob:"}
 DOCS_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "img-src 'self' data:"}  # data: in Swagger UI's own style
+
+
+class Files(StaticFiles):
+    """The pages' files, which metrics and log know under one name."""
+
+    path = "/static/{path}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self
+        await super().__call__(scope, receive, send)
+
 
 router, docs_router, metrics_router, page_router = (APIRouter() for _ in range(4))
 
@@ -59,6 +72,9 @@ async def readyz(service: Service) -> schemas.Health:
 @metrics_router.get("/metrics", tags=["Operation"], summary="Prometheus metrics", response_class=PlainTextResponse)
 async def read_metrics(service: Service) -> Response:
     service.metrics.queue.set(service.batcher.waiting)
+    engine = service.classifier.engine
+    if memory := engine.memory():
+        service.metrics.observe_memory(engine.device, *memory)
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from starlette.types import ASGIApp
 
 from app.application import LoadEngine, create_app
 from app.model import engine
@@ -66,10 +67,13 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(
-    settings: Settings, load_engine: LoadEngine = engine.load, protocol: type[Protocol] = Protocol
+    settings: Settings,
+    load_engine: LoadEngine = engine.load,
+    protocol: type[Protocol] = Protocol,
+    around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> Iterator[httpx.Client]:
     """The application on a free port of loopback, in a thread, and a client for it."""
-    app = create_app(settings, load_engine)
+    app = around(create_app(settings, load_engine))
     options = {"root_path": settings.root_path, "log_config": None, "lifespan": "on", "http": protocol}
     server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
     thread = threading.Thread(target=server.run, daemon=True)

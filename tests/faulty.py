@@ -65,6 +65,9 @@ class FaultyEngine:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._fault(self._real(images), (images == 255).all((1, 2, 3)))
 
+    def memory(self) -> tuple[int, int] | None:
+        return self._real.memory()
+
 
 def load(fault: Fault) -> LoadEngine:
     def load_faulty(weights: Weights, device: str, threads: int, name: str, precision: str) -> Engine:

@@ -2,9 +2,12 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
+import playwright
+import pytest
 
 from app import routes
 from app.application import create_api
@@ -14,6 +17,7 @@ from docs import update
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+NODE = Path(playwright.__file__).parent / "driver" / "node"  # comes with the package
 
 SETTINGS = {
     "WEIGHTS",
@@ -57,7 +61,7 @@ def test_every_promised_status_has_an_error() -> None:
 
 
 def test_make_targets_exist() -> None:
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in listed.splitlines()} >= {"serve", "test", "train", "lint"}
 
 
@@ -66,3 +70,18 @@ def test_the_readmes_curl_gives_the_readmes_answer(bundled: httpx.Client) -> Non
     file, url = re.fullmatch(r"curl -F file=@(\S+) localhost:8000(\S+)", command).groups()
     response = bundled.post(url, files={"file": (Path(file).name, (ROOT / file).read_bytes())})
     assert response.text == answer
+
+
+@pytest.mark.parametrize(
+    ("language", "interpreter", "suffix"), [("python", Path(sys.executable), "py"), ("javascript", NODE, "mjs")]
+)
+def test_the_readmes_programs_print_what_the_readme_says(
+    bundled: httpx.Client, tmp_path: Path, language: str, interpreter: Path, suffix: str
+) -> None:
+    (program,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    (printed,) = re.findall(r"^Both print `(.*)`\.$", README, re.MULTILINE)
+    address = f"http://127.0.0.1:{bundled.base_url.port}"
+    (tmp_path / f"program.{suffix}").write_text(program.replace("http://localhost:8000", address))
+    command = [interpreter, tmp_path / f"program.{suffix}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"{printed}\n", "")

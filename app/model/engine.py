@@ -26,6 +26,10 @@ class Engine(Protocol):
         """Pixels uint8 [N, S, S, 3] to probabilities float32 [N, classes]."""
         ...
 
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes in use, by whomever, and in total, of a device with memory of its own."""
+        ...
+
 
 def load(
     weights: Weights, device: str = "auto", threads: int = 0, name: str = "auto", precision: str = "auto"

@@ -48,6 +48,9 @@ class OpenVINOEngine:
         probabilities: NDArray[np.float32] = outputs[0]
         return probabilities
 
+    def memory(self) -> None:
+        return None
+
 
 def graph(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
     """uint8 [N, S, S, 3] to probabilities [N, classes]; convolutions with a range are quantised."""

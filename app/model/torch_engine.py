@@ -39,6 +39,12 @@ class TorchEngine:
         probabilities: NDArray[np.float32] = (logits / self._temperature).softmax(1).cpu().numpy()
         return probabilities
 
+    def memory(self) -> tuple[int, int] | None:
+        if self._device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free, total
+
 
 def load_network(weights: Weights) -> nn.Module:
     """The file's network in float32, in evaluation mode; raises WeightsError where the file's parts do not fit."""

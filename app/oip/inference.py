@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope
 
 from app import prediction, uploads
 from app.errors import MalformedUpload, NotReady, RequestError, TooLarge
+from app.metrics import Times
 from app.model.images import Picture, Pixels
 from app.oip import protocol
 from app.oip.models import VERSION, Model
@@ -29,10 +30,10 @@ async def answer(scope: Scope, receive: Receive, service: State, model: Model) -
         body = await uploads.read_body(receive, length, service.settings.max_body_bytes)
         if not accepted:
             raise NotReady("The service is shutting down.", retry_after_s=1)
-        begun = perf_counter_ns()
+        parsed = perf_counter_ns()
         asked = await _parse(body, headers, service, model)
         pixels = await _pixels(asked.images, service)
-        input_ns = perf_counter_ns() - begun
+        input_ns = perf_counter_ns() - parsed
         answered = await prediction.classify(receive, pixels, service, _timeout_s(asked, service))
         begun = perf_counter_ns()
         response = _respond(asked, np.stack(answered.results), service, model)
@@ -40,7 +41,9 @@ async def answer(scope: Scope, receive: Receive, service: State, model: Model) -
         statistics.queue.add(int(answered.queue_s * 1e9))
         statistics.compute_infer.add(int(answered.run_s * 1e9))
         statistics.compute_output.add(perf_counter_ns() - begun)
-    service.metrics.decode.observe(input_ns / 1e9)
+    times = Times(parsed / 1e9, input_ns / 1e9, answered.queue_s, answered.run_s)
+    scope["state"]["times"] = times
+    service.metrics.observe_times(times)
     return response
 
 
@@ -80,8 +83,6 @@ def _timeout_s(asked: Inference, service: State) -> float:
 
 def _respond(asked: Inference, probabilities: prediction.Probabilities, service: State, model: Model) -> Response:
     classes = service.classifier.classes
-    for best in probabilities.argmax(axis=1).tolist():
-        service.metrics.predictions.labels(classes[best]).inc()
     head = {"model_name": model.name, "model_version": VERSION}
     if asked.id is not None:
         head["id"] = asked.id

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import Response
 
 from app import __version__, openapi
+from app.errors import RequestError
 from app.lifecycle import Phase
 from app.oip import inference
 from app.oip.models import VERSION, Model, config, metadata, models
@@ -89,7 +90,11 @@ async def model_statistics(model: Named, service: Service) -> dict[str, Any]:
 @router.post(MODEL + "/infer", summary="Infer", openapi_extra=openapi.INFER)
 async def infer(model: Named, request: Request, service: Service) -> Response:
     """A JSON request, one with binary tensors behind the JSON, or one raw image."""
-    return await inference.answer(request.scope, request.receive, service, model)
+    try:
+        return await inference.answer(request.scope, request.receive, service, model)
+    except RequestError as error:
+        service.metrics.refusals.labels(error.type).inc()
+        raise
 
 
 @router.post("/repository/index", summary="The models that can be asked")

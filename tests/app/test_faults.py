@@ -1,5 +1,6 @@
 """What the service promises when its parts fail."""
 
+import http.client
 import io
 import subprocess
 import sys
@@ -45,6 +46,20 @@ def test_only_the_guilty_request_fails_and_nothing_of_the_fault_is_told(
             else:
                 assert answer.json()["predictions"][1] == alone["predictions"][0] | {"filename": "x.png"}
         assert client.get("/readyz").status_code == 200
+
+
+def test_an_unexpected_error_leaves_the_connection_to_the_next_request(tiny_weights: Path, white: bytes) -> None:
+    headers = {"Content-Type": "image/png", "Inference-Header-Content-Length": "0"}
+    with serving(Settings(weights=tiny_weights, max_batch=16), faulty.load(faulty.raising)) as client:
+        connection = http.client.HTTPConnection("127.0.0.1", client.base_url.port or 0, timeout=30)
+        connection.connect()
+        connection.auto_open = 0  # a closed connection is an error, not opened again
+        for path in ("/predict", "/v2/models/tiny_image/infer") * 3:
+            connection.request("POST", path, white, headers)
+            answer = connection.getresponse()
+            assert answer.status == 500
+            assert b"secret" not in answer.read()
+        connection.close()
 
 
 def test_a_batch_that_does_not_fit_memory_is_halved_until_it_does(tiny_weights: Path, cat: bytes, white: bytes) -> None:

@@ -19,6 +19,8 @@ import pytest
 
 from app.settings import Settings
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -163,10 +165,14 @@ def test_workers_end_by_themselves_when_their_supervisor_is_killed(tiny_weights:
 def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: Path, cat: bytes) -> None:
     with process(tiny_weights, "--workers", "2") as (running, url):
 
+        def told(name: str) -> float:
+            """The sum over all labels."""
+            lines = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(name)]
+            assert lines
+            return sum(float(line.rpartition(" ")[2]) for line in lines)
+
         def counted() -> float:
-            text = httpx.get(f"{url}/metrics").text
-            line = next(x for x in text.splitlines() if x.startswith("thirtytwo_predictions_total"))
-            return float(line.rpartition(" ")[2])
+            return told("thirtytwo_predictions_total")
 
         def ask() -> int:
             return httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"}).status_code
@@ -174,6 +180,10 @@ def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: 
         assert [ask() for _ in range(30)] == [200] * 30
         assert {counted() for _ in range(8)} == {30.0}
         workers = children(running.pid)
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers]
+        assert len(pages) == 2
+        assert told("process_resident_memory_bytes") == pytest.approx(sum(pages) * PAGE, rel=0.1)
+        assert 3 < told("thirtytwo_confidence_total") <= 30
         os.kill(workers[0], signal.SIGKILL)
         assert ask() == 200
         deadline = time.monotonic() + 30
