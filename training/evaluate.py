@@ -25,7 +25,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     loaded = weights.load(arguments.weights)
     card = loaded.card
-    dataset = data.load(arguments.data, card.input_size)
+    dataset = data.load(arguments.data, card.input_size, ["test"])
     if dataset.classes != card.classes:
         raise DataError(f"{arguments.data} has other classes than the weights: {', '.join(dataset.classes)}.")
     probabilities = export.served(loaded, dataset.test.images, arguments.device)

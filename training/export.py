@@ -41,11 +41,10 @@ def write(
     network: nn.Module,
     recipe: Recipe,
     seconds: float,
-    skip_test: bool = False,
 ) -> tuple[Weights, Tensor]:
     """Fits the temperature on the held-out images, reads the test images once, if at all, and saves; raises OSError.
 
-    Gives what was saved, and its probabilities for the test images, or for the held-out ones where those are skipped.
+    Gives what was saved, and its probabilities for the test images, or for the held-out ones where there are none.
     """
     temperature = measures.fit_temperature(predict.logits(network, holdout.images), holdout.labels)
     card = Card(
@@ -68,7 +67,7 @@ def write(
     weights = weights._replace(card=card, reference_probabilities=probabilities)
     answers = served(weights, holdout.images)
     card.results.update(_results("holdout", answers, holdout.labels))
-    if not skip_test:
+    if len(dataset.test):
         answers = served(weights, dataset.test.images)
         accuracy = round(measures.accuracy(answers, dataset.test.labels), 6)
         card.results.update(_results("test", answers, dataset.test.labels))

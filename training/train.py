@@ -178,7 +178,7 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if arguments.download and ranks.first:
         data.download(arguments.data)
     ranks.total(0)  # the others wait for it
-    dataset = data.load(arguments.data, recipe.image_size)
+    dataset = data.load(arguments.data, recipe.image_size, ["train"] if arguments.skip_test else data.PARTS)
     if ranks.first:
         _report_data(dataset)
     split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
@@ -190,10 +190,10 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
         trainer.restore(saved)
     train(trainer, holdout, folder, arguments.checkpoint_s)
     if ranks.first:
-        seconds, skip = trainer.seconds, arguments.skip_test
+        seconds = trainer.seconds
         shown = recipe if teacher is None else replace(recipe, teacher=teacher.title)
-        _, answers = export.write(arguments.out, name, dataset, holdout, trainer.network, shown, seconds, skip)
-        where, split = ("held-out", holdout) if skip else ("test", dataset.test)
+        _, answers = export.write(arguments.out, name, dataset, holdout, trainer.network, shown, seconds)
+        where, split = ("held-out", holdout) if arguments.skip_test else ("test", dataset.test)
         accuracy = _report(folder, f"{name}, {where} images", trainer.history, answers, split, dataset.classes)
         print(f"{arguments.out}: {where} accuracy {accuracy:.2%} after {seconds:.0f} s; {folder}/report.md tells more")
 
