@@ -121,7 +121,8 @@ def _load_split(folder: Path, classes: list[str], size: int, rejected: list[tupl
                 images.append(result)
                 labels.append(label)
     if empty := [classes[label] for label in sorted(set(range(len(classes))) - set(labels))]:
-        hint = "".join(f" {path.name} was left out: {reason}" for path, reason in rejected[before : before + 1])
+        there = ((path, why) for path, why in rejected[before:] if path.relative_to(folder).parts[0] in empty)
+        hint = next((f" {path.name} was left out: {why}" for path, why in there), "")
         raise DataError(f"{folder} has no pictures for: {', '.join(empty)}.{hint}")
     return Split(torch.from_numpy(np.stack(images)), torch.tensor(labels))
 
