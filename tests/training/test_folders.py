@@ -29,6 +29,7 @@ def generate(root: Path, classes: int, train_images: int, test_images: int) -> l
     return names
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("classes", "train_images", "test_images", "flags"),
     [(2, 4, 1, ["--holdout", "0.25", "--image-size", "40"]), (1000, 2, 1, ["--holdout", "0.5", "--batch-size", "500"])],
