@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,7 @@ def test_a_class_without_pictures_is_named(folder: Path, tmp_path: Path) -> None
 
 def test_a_terminal_shows_the_way_to_go(trainer: Trainer) -> None:
     terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 160))
     with ThreadPoolExecutor(1) as pool:
         shown = pool.submit(read_to_the_end, terminal)
         with open(end, "w") as errors, redirect_stderr(errors):
