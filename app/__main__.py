@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 
 import uvicorn
 
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         config = settings.load()
     except SettingsError as error:
         sys.exit(_complain(error))
+    _raise_descriptor_limit()
     server = uvicorn.Config(
         "app.application:create_app",
         factory=True,
@@ -75,6 +77,15 @@ def _serve(config: uvicorn.Config) -> int:
         return 2 if stop.code else 0
     except KeyboardInterrupt:
         return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Up to what the system lets us: each connection takes one, and the usual soft limit is a thousand."""
+    with suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _complain(error: Exception) -> int:

@@ -1,6 +1,7 @@
 """The composition root: settings in, an ASGI application out. Everything with a life is built in the lifespan."""
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -121,6 +122,7 @@ def _lifespan(
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))
             lifecycle.phase = Phase.READY
+            gc.freeze()  # what stands now stays: collections need not walk the libraries over and over
             yield {"service": State(config, lifecycle, metrics, keys, statistics, loaded, batcher, decoders)}
             watchdog.cancel()
             if lifecycle.phase is Phase.FAILED:

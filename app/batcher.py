@@ -165,13 +165,17 @@ class Batcher(Generic[Item, Result]):
             ticket.error = NotReady("The service stopped before this was answered.", retry_after_s=1)
         _hand_out(tickets)
 
+    def check_room(self, count: int) -> None:
+        """Raises what `submit` would raise for that many items now, before any work is put into them."""
+        if self._closed:
+            raise NotReady("The service is shutting down.", retry_after_s=1)
+        if self._waiting + count > self._max_queue:
+            raise QueueFull(f"{self._waiting} images are waiting; there is no room.", self._seconds_of_work())
+
     def _enqueue(self, ticket: Ticket[Item, Result]) -> None:
         count = len(ticket.items)
         with self._changed:
-            if self._closed:
-                raise NotReady("The service is shutting down.", retry_after_s=1)
-            if self._waiting + count > self._max_queue:
-                raise QueueFull(f"{self._waiting} images are waiting; there is no room.", self._seconds_of_work())
+            self.check_room(count)
             self._tickets.append(ticket)
             self._waiting += count
             self._changed.notify()

@@ -36,6 +36,7 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
         files = await uploads.read(receive, content_type, content_length, service.settings)
         if not accepted:  # said only now, since closing a connection with unread bytes would lose the answer
             raise NotReady("The service is shutting down.", retry_after_s=1)
+        service.batcher.check_room(len(files))
         clock = asyncio.get_running_loop().time
         begun = clock()
         outcomes = await decode(files, service)

@@ -99,7 +99,7 @@ async def closed_loop(port: int, requests: list[bytes], concurrency: int, second
     return run
 
 
-async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, connections: int = 256) -> Run:
+async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, connections: int = 16_384) -> Run:
     """`rate` requests a second at even distances, whatever the answers do; those that find no connection wait."""
     run, source, idle = Run(), cycle(requests), deque[Connection]()
     slots = asyncio.Semaphore(connections)

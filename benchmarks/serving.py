@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from PIL import Image
 
 from app.model import engine, weights
 from app.model.images import Limits, decode
+from app.model.processor import available_cpus
 from app.settings import Settings
 from app.uploads import parse_form
 from benchmarks.load import Run, closed_loop, form, open_loop, post
@@ -33,18 +35,20 @@ LIMITS = Limits(32, 10_000_000)
 TICKS = os.sysconf("SC_CLK_TCK")
 CONCURRENCY = (1, 16, 64)
 MANY = 64
+SIZES = (1, 8, 32, 64, 128)
 
 
 class Cell(NamedTuple):
-    """One row of the table."""
+    """One row of the table. `cpu_us` and `client_us`: of the service and of the load generator, an image."""
 
     what: str
+    images: int
     load: str
     requests_per_s: float
-    images_per_s: float
     p50_ms: float
     p99_ms: float
-    cpu_ms_per_image: float
+    cpu_us: float
+    client_us: float
     refused: int
     failed: int
 
@@ -56,13 +60,18 @@ class Served(NamedTuple):
     port: int
     ready_s: float
 
+    def pids(self) -> list[int]:
+        """The process and its workers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
+
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids()]
+        return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
 
     def memory_mb(self) -> float:
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+        lines = [line for pid in self.pids() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 @contextmanager
@@ -118,26 +127,43 @@ def _file(number: int, image: Image.Image) -> tuple[str, bytes]:
 
 
 def measure(served: Served, what: str, load: str, images: int, drive: Callable[[], Any]) -> Cell:
-    """Drives the load twice, once to warm up; CPU is the server's."""
+    """Drives the load twice, once to warm up."""
+    uvloop.run(drive())
+    before, client_before = served.cpu_s(), time.process_time()
     run: Run = uvloop.run(drive())
-    before, all_before = served.cpu_s(), sum(run.statuses.values())
-    run = uvloop.run(drive())
-    cpu, answered = served.cpu_s() - before, sum(run.statuses.values())
-    assert all_before or answered, "nothing was answered"
-    refused = answered - run.statuses[200]
-    each = 1e3 * cpu / (answered * images)
+    cpu, client, answered = served.cpu_s() - before, time.process_time() - client_before, sum(run.statuses.values())
+    assert answered, "nothing was answered"
+    each, refused = 1e6 / (answered * images), answered - run.statuses[200]
     p50, p99 = run.percentile(0.5), run.percentile(0.99)
-    return Cell(what, load, run.rate, run.rate * images, p50, p99, each, refused, run.failures)
+    return Cell(what, images, load, run.rate, p50, p99, cpu * each, client * each, refused, run.failures)
 
 
 def per_call_us(work: Callable[[int], object], seconds: float = 0.5) -> float:
-    """Microseconds of CPU a call."""
-    work(0)
-    begun, calls = time.process_time(), 0
-    while time.process_time() - begun < seconds:
-        work(calls)
-        calls += 1
-    return (time.process_time() - begun) / calls * 1e6
+    """Microseconds of CPU a call, the best of three tries."""
+    best = float("inf")
+    for _ in range(3):
+        work(0)
+        begun, calls = time.process_time(), 0
+        while time.process_time() - begun < seconds / 3:
+            work(calls)
+            calls += 1
+        best = min(best, (time.process_time() - begun) / calls * 1e6)
+    return best
+
+
+def engine_speed(run: engine.Engine, pixels: np.ndarray, size: int, seconds: float = 0.5) -> dict[str, float]:
+    """The network alone at one batch size, the best of three tries: images a second, microseconds of CPU an image."""
+    batch, best = pixels[:size], {"images_per_s": 0.0, "cpu_us": 0.0}
+    for _ in range(3):
+        run(batch)
+        begun, cpu, calls = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - begun < seconds:
+            run(batch)
+            calls += 1
+        rate = calls * size / (time.perf_counter() - begun)
+        if rate > best["images_per_s"]:
+            best = {"images_per_s": rate, "cpu_us": (time.process_time() - cpu) / (calls * size) * 1e6}
+    return best
 
 
 def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
@@ -145,35 +171,59 @@ def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
     bodies = [form([file]).partition(b"\r\n\r\n")[2] for file in files]
     settings = Settings()
     run = engine.load(weights.load(settings.weights), "cpu")
-    found: dict[str, Any] = {
+    pixels = np.stack([decode(data, LIMITS).pixels for _, data in files])
+    return {
         "parse_us": per_call_us(lambda i: parse_form(bodies[i % len(bodies)], b"BOUNDARY", settings)),
         "decode_us": per_call_us(lambda i: decode(files[i % len(files)][1], LIMITS)),
         "engine": run.name,
         "precision": run.precision,
-        "model": {},
+        "model": {size: engine_speed(run, pixels, size) for size in SIZES},
     }
-    pixels = np.stack([decode(data, LIMITS).pixels for _, data in files])
-    for size in (1, 8, 32, 64, 128):
-        batch = pixels[:size]
-        best, cpu_us = 0.0, 0.0
-        for _ in range(3):
-            begun, cpu, calls = time.perf_counter(), time.process_time(), 0
-            while time.perf_counter() - begun < 0.5:
-                run(batch)
-                calls += 1
-            rate = calls * size / (time.perf_counter() - begun)
-            if rate > best:
-                best, cpu_us = rate, (time.process_time() - cpu) / (calls * size) * 1e6
-        found["model"][size] = {"images_per_s": best, "cpu_us_per_image": cpu_us}
-    return found
 
 
-def bench(files: list[tuple[str, bytes]], seconds: float, port: int) -> dict[str, Any]:
+class Floor:
+    """The least that a request can cost on this machine, from the parts measured alone and a bare uvicorn's cells."""
+
+    def __init__(self, parts: dict[str, Any], bare: list[Cell]) -> None:
+        self.parts = parts
+        self.bare = {(cell.images, cell.load): cell for cell in bare}
+        self.fastest = max(speed["images_per_s"] for speed in parts["model"].values())
+        self.cpus = available_cpus()
+
+    def p50_ms(self, load: str) -> float:
+        """A bare answer, parsing, decoding and the network at batch 1, one after the other."""
+        alone = 1e3 / self.parts["model"][1]["images_per_s"]
+        return self.bare[1, load].p50_ms + (self.parts["parse_us"] + self.parts["decode_us"]) / 1e3 + alone
+
+    def requests_per_s(self, images: int) -> float:
+        """All CPUs busy without a pause: with the load generator, bare HTTP, parsing, decoding and the network."""
+        bare = self.bare[images, "closed, 64" if images == 1 else "closed, 16"]
+        model_us = self.cpus / self.fastest * 1e6
+        each = bare.cpu_us + bare.client_us + self.parts["parse_us"] + self.parts["decode_us"] + model_us
+        return self.cpus * 1e6 / (each * images)
+
+    def ratio(self, cell: Cell) -> str:
+        """What the cell reaches of its floor: time over least time at concurrency 1, else rate over highest rate."""
+        if cell.load == "closed, 1" and cell.images == 1:
+            return f"{cell.p50_ms / self.p50_ms(cell.load):.2f} x {self.p50_ms(cell.load):.2f} ms"
+        if cell.load.startswith("closed") and cell.load != "closed, 1":
+            highest = self.requests_per_s(cell.images) * cell.images
+            return f"{cell.requests_per_s * cell.images / highest:.2f} x {highest:.0f} images/s"
+        return ""
+
+    def split(self, cell: Cell) -> tuple[float, ...]:
+        """Microseconds of CPU an image: parsing, decoding, the network as it ran alone, and the rest."""
+        size = 1 if cell.load == "closed, 1" and cell.images == 1 else MANY
+        known = self.parts["parse_us"], self.parts["decode_us"], self.parts["model"][size]["cpu_us"]
+        return (*known, cell.cpu_us - sum(known))
+
+
+def bench(files: list[tuple[str, bytes]], seconds: float, port: int, soak: int) -> dict[str, Any]:
     ones = [form([file]) for file in files]
     raws = [post(data, "application/octet-stream") for _, data in files]
     manies = [form(files[i : i + MANY]) for i in range(0, len(files), MANY)]
-    cells: list[Cell] = []
-    report: dict[str, Any] = {"floors": floors(files)}
+    parts = floors(files)
+    bare, cells = [], []
 
     def closed(requests: list[bytes], concurrency: int) -> Callable[[], Any]:
         return lambda: closed_loop(port, requests, concurrency, seconds, warm_up_s=0.5)
@@ -181,60 +231,99 @@ def bench(files: list[tuple[str, bytes]], seconds: float, port: int) -> dict[str
     with process(hello(port), port, "/") as served:
         for concurrency in CONCURRENCY:
             load = f"closed, {concurrency}"
-            cells.append(measure(served, "bare uvicorn, 1 image", load, 1, closed(ones, concurrency)))
-        cells.append(measure(served, f"bare uvicorn, {MANY} images", "closed, 16", MANY, closed(manies, 16)))
+            bare.append(measure(served, "bare uvicorn", load, 1, closed(ones, concurrency)))
+        bare.append(measure(served, "bare uvicorn", "closed, 16", MANY, closed(manies, 16)))
+    floor = Floor(parts, bare)
+    print(HEAD, *(line(cell, floor) for cell in bare), sep="\n", flush=True)
+
+    def add(*row: Any) -> None:
+        cells.append(measure(served, *row))
+        print(line(cells[-1], floor), flush=True)
+
     with process(service(port), port, "/readyz") as served:
-        report |= {"ready_s": served.ready_s, "memory_mb_at_start": served.memory_mb()}
-        for what, requests, images in (
-            ("1 image", ones, 1),
-            ("1 raw image", raws, 1),
-            (f"{MANY} images", manies, MANY),
-        ):
+        report = {"ready_s": served.ready_s, "memory_mb": [served.memory_mb()]}
+        for what, requests, images in (("form", ones, 1), ("raw", raws, 1), ("form", manies, MANY)):
             for concurrency in CONCURRENCY:
-                load = f"closed, {concurrency}"
-                cells.append(measure(served, what, load, images, closed(requests, concurrency)))
-                print(line(cells[-1]), flush=True)
-        peak = max(cell.requests_per_s for cell in cells if cell.what == "1 image")
+                add(what, f"closed, {concurrency}", images, closed(requests, concurrency))
+        peak = max(cell.requests_per_s for cell in cells if cell.what == "form" and cell.images == 1)
         for share in (0.25, 0.5, 0.75, 2.0):
-            rate = share * peak
-            load = f"open, {share:g} of peak"
-            drive = lambda rate=rate: open_loop(port, ones, rate, seconds)  # noqa: E731
-            cells.append(measure(served, "1 image", load, 1, drive))
-            print(line(cells[-1]), flush=True)
-        report["memory_mb_at_end"] = served.memory_mb()
-    return report | {"cells": [cell._asdict() for cell in cells]}
+            drive = lambda rate=share * peak: open_loop(port, ones, rate, seconds)  # noqa: E731
+            add("form", f"open, {share:g} of peak", 1, drive)
+        report["memory_mb"].append(served.memory_mb())
+        report["soak"] = list(soaked(served, manies, soak)) if soak else []
+    with process(service(port, "--workers", "2"), port, "/readyz") as served:
+        add("2 workers", "closed, 64", 1, closed(ones, 64))
+        add("2 workers", "closed, 16", MANY, closed(manies, 16))
+    return report | {
+        "floors": parts,
+        "bare": [cell._asdict() for cell in bare],
+        "cells": [
+            cell._asdict() | {"of_floor": floor.ratio(cell), "cpu_us_split": floor.split(cell)} for cell in cells
+        ],
+    }
+
+
+def soaked(served: Served, manies: list[bytes], pictures: int, steps: int = 10) -> Iterator[tuple[int, float]]:
+    """Memory in MB after each tenth of so many pictures."""
+    done = 0
+    for step in range(1, steps + 1):
+        while done < pictures * step / steps:
+            run: Run = uvloop.run(closed_loop(served.port, manies, 16, 2.0, warm_up_s=0))
+            done += run.statuses[200] * MANY
+        yield done, served.memory_mb()
 
 
 HEAD = (
-    "| request | load | requests/s | images/s | p50 ms | p99 ms | CPU ms an image | refused | failed |\n"
-    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    "| request | load | requests/s | images/s | p50 ms | p99 ms | CPU us an image: service | client | refused | failed "
+    "| of the floor |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 )
 
 
-def line(cell: Cell) -> str:
+def line(cell: Cell, floor: Floor) -> str:
     return (
-        f"| {cell.what} | {cell.load} | {cell.requests_per_s:.0f} | {cell.images_per_s:.0f} | {cell.p50_ms:.2f} | "
-        f"{cell.p99_ms:.2f} | {cell.cpu_ms_per_image:.3f} | {cell.refused} | {cell.failed} |"
+        f"| {cell.what}, {cell.images} | {cell.load} | {cell.requests_per_s:.0f} | "
+        f"{cell.requests_per_s * cell.images:.0f} | {cell.p50_ms:.2f} | {cell.p99_ms:.2f} | {cell.cpu_us:.0f} | "
+        f"{cell.client_us:.0f} | {cell.refused} | {cell.failed} | {floor.ratio(cell)} |"
     )
+
+
+def details(report: dict[str, Any]) -> str:
+    """Where the CPU's time goes, what the network does alone, how memory stands."""
+    rows = ["| CPU us an image | parse | decode | network alone | rest |", "| --- | ---: | ---: | ---: | ---: |"]
+    for cell in report["cells"]:
+        if cell["load"].startswith("closed") and cell["what"] != "2 workers":
+            parts = " | ".join(f"{part:.0f}" for part in cell["cpu_us_split"])
+            rows.append(f"| {cell['what']}, {cell['images']}; {cell['load']} | {parts} |")
+    floors = report["floors"]
+    rows += ["", f"| {floors['engine']} in {floors['precision']}, batch | images/s |", "| ---: | ---: |"]
+    rows += [f"| {size} | {speed['images_per_s']:.0f} |" for size, speed in floors["model"].items()]
+    memory = " to ".join(f"{mb:.0f}" for mb in report["memory_mb"])
+    rows += ["", f"ready after {report['ready_s']:.2f} s; {memory} MB resident"]
+    if report["soak"]:
+        rows += ["", "| pictures | MB |", "| ---: | ---: |"]
+        rows += [f"| {count:,} | {mb:.0f} |" for count, mb in report["soak"]]
+    return "\n".join(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="CIFAR-10 folder to take pictures from [the examples]")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, after as long a warm-up [4]")
+    parser.add_argument("--soak", type=int, default=0, metavar="PICTURES", help="watch the memory over so many [0]")
     parser.add_argument("--port", type=int, default=18099)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench.json")
     arguments = parser.parse_args()
-    report = bench(pictures(arguments.data), arguments.seconds, arguments.port)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the open loop opens as many connections as it needs
+    report = bench(pictures(arguments.data), arguments.seconds, arguments.port, arguments.soak)
     report |= {
         "machine": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
+        "cpus": available_cpus(),
         "time": time.strftime("%F"),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1))
-    print(HEAD, *(line(Cell(**cell)) for cell in report["cells"]), sep="\n")
-    print(f"\nready after {report['ready_s']:.2f} s; JSON in {arguments.out}")
+    print("", details(report), f"JSON in {arguments.out}", sep="\n")
 
 
 if __name__ == "__main__":

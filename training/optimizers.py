@@ -79,8 +79,21 @@ def _muon_and_sgd(network: ConvNet, recipe: Recipe, batch_size: int, total: int,
     return [sgd, Muon([{"params": filters, "end": total}], recipe.filter_lr, recipe.filter_momentum)]
 
 
-def schedule(optimizers: list[Optimizer], step: int) -> None:
-    """Lets every rate fall linearly from its initial value to 0 at its group's end."""
+def update(optimizers: list[Optimizer], loss: Tensor, step: int) -> None:
+    """One step down the gradient of `loss`, at rates that fall linearly from their initial values to 0 at their end."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * max(0.0, 1 - step / group["end"])
+        optimizer.step()
+
+
+def freeze_ended(optimizers: list[Optimizer], step: int) -> None:
+    """Spares the gradients of parameters whose rate has come to 0 for good."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if step >= group["end"]:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(False)

@@ -16,6 +16,7 @@ from training import checkpoint, optimizers
 from training.batches import Batch, Batches
 from training.distributed import Ranks
 from training.recipe import Recipe
+from training.selector import Selector
 from training.teacher import Teacher
 
 
@@ -45,7 +46,9 @@ class Trainer:
         device: torch.device,
         ranks: Ranks,
         teacher: Teacher | None = None,
+        small_network: nn.Module | None = None,
     ) -> None:
+        """`small_network` selects the images where the recipe keeps only a share of them."""
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.recipe = recipe
         self.batches = batches
@@ -53,9 +56,9 @@ class Trainer:
         self.ranks = ranks
         self.teacher = teacher
         self.total_steps = recipe.steps or math.ceil(recipe.epochs * batches.per_epoch)
-        self.optimizers = optimizers.build(
-            self.network, recipe, batches.batch_size, self.total_steps, batches.per_epoch
-        )
+        learnt = max(1, round(batches.batch_size * recipe.keep))  # images a step
+        self.optimizers = optimizers.build(self.network, recipe, learnt, self.total_steps, batches.per_epoch)
+        self.selector = small_network and Selector(small_network, recipe, learnt, self.total_steps, device, ranks)
         self.step = 0
         self.seconds = 0.0
         self.history: list[Epoch] = []
@@ -73,6 +76,7 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "selector": self.selector.state() if self.selector else None,
             "step": self.step,
             "seconds": self.seconds,
             "history": [tuple(epoch) for epoch in self.history],
@@ -82,6 +86,8 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        if self.selector:
+            self.selector.restore(state["selector"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = [Epoch(*epoch) for epoch in state["history"]]
 
@@ -95,8 +101,8 @@ class Trainer:
         with tqdm(total=last - first, desc=f"epoch {number + 1}", unit="batch", leave=False, disable=quiet) as bar:
             for _, batch in zip(range(first, last), self.batches.epoch(number, first), strict=False):
                 step_begun = time.monotonic()
-                loss, correct = self._step(batch)
-                loss_sum, hits, count = loss_sum + loss, hits + correct, count + len(batch.labels)
+                loss, correct, learnt = self._step(batch)
+                loss_sum, hits, count = loss_sum + loss, hits + correct, count + learnt
                 self.seconds += time.monotonic() - step_begun
                 rate = self.ranks.world * count / (time.monotonic() - begun)
                 told = f"{rate:.0f} images/s, loss {loss_sum / count:.3f}, accuracy {hits / count:.2%}"
@@ -106,25 +112,35 @@ class Trainer:
         loss_sum, hits, count = self.ranks.total(loss_sum, hits, count)
         return count / (time.monotonic() - begun), loss_sum / count, hits / count
 
-    def _step(self, batch: Batch) -> tuple[float, int]:
-        """One update; gives the summed loss and the number of right answers of this process's share."""
-        optimizers.schedule(self.optimizers, self.step)
-        images = batch.images.to(self.device).permute(0, 3, 1, 2)
-        labels = batch.labels.to(self.device)
+    def _step(self, batch: Batch) -> tuple[float, int, int]:
+        """One update; gives the summed loss, the right answers and the images of this process's share."""
+        if self.ranks.world == 1:  # DistributedDataParallel settles at its start whose gradients it waits for
+            optimizers.freeze_ended(self.optimizers, self.step)
+        images = self._resized(batch.images.to(self.device).permute(0, 3, 1, 2))
+        labels, clean = batch.labels.to(self.device), batch.clean
+        if self.selector:
+            hardest = self.selector(images, labels, self.step)
+            images, labels, clean = images[hardest], labels[hardest], clean[hardest.cpu()]
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self._parallel(images)
-        loss = self._loss(logits, labels, batch.clean)
+        loss = self._loss(logits, labels, clean)
         if not torch.isfinite(loss):
             raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
         # Muon's companions want the sum over the whole batch; the processes' gradients are averaged
         scale = self.ranks.world if self.recipe.optimizer == "muon" else 1 / len(labels)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        (loss * scale).backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        optimizers.update(self.optimizers, loss * scale, self.step)
         self.step += 1
-        return loss.item(), int((logits.argmax(1) == labels).sum())
+        return loss.item(), int((logits.argmax(1) == labels).sum()), len(labels)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] at the size that this part of the run learns from.
+
+        Small pictures first (Howard 2018, "Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26", fast.ai).
+        """
+        if self.step >= self.recipe.small_share * self.total_steps:
+            return images
+        size = (self.recipe.small_size, self.recipe.small_size)
+        return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
 
     def _loss(self, logits: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
         """Summed over the batch: from the labels, and where there is a teacher mostly from its answers."""

@@ -215,6 +215,16 @@ def test_a_full_queue_is_429_with_retry_after(start: Start, cat: bytes) -> None:
     assert client.post("/predict", files=files).status_code == 200
 
 
+def test_a_full_queue_refuses_before_it_decodes(start: Start, cat: bytes) -> None:
+    """Told by a file that is no picture: it would be a 415 as soon as anybody looked at it."""
+    client = start(max_files=400, max_queue=400, max_batch=1)
+    with ThreadPoolExecutor(1) as pool:
+        filling = pool.submit(client.post, "/predict", files=form(*[("cat.png", cat)] * 400))
+        statuses = [client.post("/predict", files=form(*[("a", b"?")] * 400)).status_code for _ in range(20)]
+        assert filling.result().status_code == 200
+    assert 429 in statuses
+
+
 def test_a_caller_who_leaves_frees_its_place(start: Start, cat: bytes) -> None:
     client = start(max_batch=1, max_files=400, max_queue=400)
     files = form(*[("cat.png", cat)] * 400)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,16 +38,31 @@ def test_rates_fall_to_zero_at_the_end_of_their_group() -> None:
     recipe = Recipe(whiten_bias_epochs=3)
     built = optimizers.build(ConvNet(10, (8, 8, 8)), recipe, batch_size=100, total=100, per_epoch=10)
     groups = [group for optimizer in built for group in optimizer.param_groups]
-    optimizers.schedule(built, step=0)
+    optimizers.update(built, _loss(groups), step=0)
     assert all(group["lr"] == group["initial_lr"] for group in groups)
-    optimizers.schedule(built, step=30)
+    optimizers.update(built, _loss(groups), step=30)
     assert [group["lr"] / group["initial_lr"] for group in groups] == pytest.approx([0, 0.7, 0.7, 0.7])
+
+
+def test_a_group_at_its_end_is_spared_the_gradient() -> None:
+    network = ConvNet(10, (8, 8, 8))
+    built = optimizers.build(network, Recipe(whiten_bias_epochs=3), batch_size=100, total=100, per_epoch=10)
+    optimizers.freeze_ended(built, step=29)
+    before = {name for name, p in network.named_parameters() if p.requires_grad}
+    optimizers.freeze_ended(built, step=30)
+    assert before - {name for name, p in network.named_parameters() if p.requires_grad} == {"whiten.bias"}
 
 
 def test_plain_sgd_keeps_its_rate() -> None:
     built = optimizers.build(LeNet(10), RECIPES["lenet"], batch_size=4, total=100, per_epoch=50)
-    optimizers.schedule(built, step=99)
-    assert [group["lr"] for optimizer in built for group in optimizer.param_groups] == [0.001]
+    groups = [group for optimizer in built for group in optimizer.param_groups]
+    optimizers.update(built, _loss(groups), step=99)
+    assert [group["lr"] for group in groups] == [0.001]
+
+
+def _loss(groups: list[dict[str, Any]]) -> torch.Tensor:
+    """Something with a gradient for every parameter."""
+    return torch.stack([p.square().sum() for group in groups for p in group["params"]]).sum()
 
 
 @pytest.mark.parametrize("network", [ConvNet(10, (8, 8, 8), depth=3), LeNet(10), MLP(10)])

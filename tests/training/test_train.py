@@ -60,9 +60,10 @@ def test_a_seed_repeats_a_run(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    whole = weights.load(fit(folder, tmp_path / "whole", "--epochs", "30", "--checkpoint-s", "0"))
+    everything = ["--epochs", "30", "--keep", "0.5", "--small-share", "0.5", "--small-size", "16"]
+    whole = weights.load(fit(folder, tmp_path / "whole", *everything, "--checkpoint-s", "0"))
     flags = ["--data", str(folder), "--out", str(tmp_path / "cut.safetensors"), "--run-dir", str(tmp_path / "cut")]
-    flags += [*SMALL, "--epochs", "30", "--checkpoint-s", "0"]
+    flags += [*SMALL, *everything, "--checkpoint-s", "0"]
     for number in (signal.SIGKILL, signal.SIGTERM):
         checkpoint = tmp_path / "cut" / "checkpoint.pt"
         resume = ["--resume"] if checkpoint.exists() else []

@@ -1,0 +1,57 @@
+"""The network alone on each engine and precision, by threads and batch size, and its accuracy where data is given.
+
+python -m benchmarks.engines --data folder-of-cifar-10
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from app.model import engine, weights
+from app.settings import Settings
+from benchmarks.serving import ROOT, SIZES, engine_speed
+from training import data as folders
+
+ENGINES = (("openvino", "int8"), ("openvino", "bfloat16"), ("openvino", "float32"), ("torch", "bfloat16"),
+           ("torch", "float32"))  # fmt: skip
+HEAD = f"| engine | precision | threads | {' | '.join(f'batch {size}' for size in SIZES)} | test accuracy |"
+
+
+def row(name: str, precision: str, threads: int, data: Path | None) -> str:
+    """One line of the table: images a second at each batch size."""
+    run = engine.load(weights.load(Settings().weights), "cpu", threads, name, precision)
+    chance = np.random.default_rng(0)
+    pixels = chance.integers(0, 256, (max(SIZES), 32, 32, 3), dtype=np.uint8)
+    speeds = " | ".join(f"{engine_speed(run, pixels, size)['images_per_s']:.0f}" for size in SIZES)
+    return f"| {name} | {precision} | {threads} | {speeds} | {_accuracy(run, data) if data else ''} |"
+
+
+def _accuracy(run: engine.Engine, folder: Path) -> str:
+    test = folders.load(folder, 32).test
+    batches = np.array_split(test.images.numpy(), len(test) // 64)
+    hits = np.concatenate([run(batch).argmax(1) for batch in batches]) == test.labels.numpy()
+    return f"{hits.mean():.2%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="CIFAR-10 folder to measure the accuracy on")
+    parser.add_argument("--row", nargs=3, help="engine, precision and threads of one row [all, each in its process]")
+    arguments = parser.parse_args()
+    if arguments.row:
+        name, precision, threads = arguments.row
+        print(row(name, precision, int(threads), arguments.data), flush=True)
+        return
+    print(HEAD, "| --- | --- | ---: |" + " ---: |" * (len(SIZES) + 1), sep="\n", flush=True)
+    own = [sys.executable, "-m", "benchmarks.engines", *(["--data", str(arguments.data)] if arguments.data else [])]
+    for name, precision in ENGINES:
+        for threads in (1, 2):
+            accuracy = own if threads == 2 else own[:3]
+            subprocess.run([*accuracy, "--row", name, precision, str(threads)], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
