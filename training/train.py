@@ -50,12 +50,17 @@ def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float, tens
             checkpoint.save(file, trainer.state())
         saved_at = time.monotonic()
 
-    def after_step() -> None:
-        stopping = ranks.total(stop.signal)[0] > 0
-        if stopping or time.monotonic() - saved_at > checkpoint_s:
+    def stop_if_asked() -> None:
+        if ranks.total(stop.signal)[0] > 0:
             save()
-        if stopping:
             raise Stopped(f"Stopped at step {trainer.step} of {trainer.total_steps}; --resume goes on from here.")
+
+    def after_step() -> None:
+        if trainer.between_epochs:
+            return  # a checkpoint without the epoch's figures would lose them for good; they come next
+        if time.monotonic() - saved_at > checkpoint_s:
+            save()
+        stop_if_asked()
 
     with _StopRequest() as stop:
         while not trainer.finished:
@@ -67,6 +72,7 @@ def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float, tens
             if journal:
                 journal.add(epoch)
                 _tell(trainer, epoch)
+            stop_if_asked()
 
 
 def _tell(trainer: Trainer, epoch: Epoch) -> None:

@@ -68,6 +68,10 @@ class Trainer:
     def finished(self) -> bool:
         return self.step >= self.total_steps
 
+    @property
+    def between_epochs(self) -> bool:
+        return self.finished or self.step % self.batches.per_epoch == 0
+
     def state(self) -> checkpoint.State:
         """What a checkpoint holds; raises Diverged, so that a broken network never replaces a sound one."""
         if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
