@@ -63,6 +63,7 @@ class ModelCard(BaseModel):
     architecture: str
     arguments: dict[str, Any]
     parameters: int
+    forward_gflops: float | None
     temperature: float
     activation_ranges: dict[str, float]
     test_accuracy: float | None

@@ -56,13 +56,13 @@ def recompress(images: Tensor, share: float, quality: tuple[int, int], generator
     qualities = torch.randint(quality[0], quality[1] + 1, (len(chosen),), generator=generator)
     out = images.clone()
     for i, q in zip(chosen.tolist(), qualities.tolist(), strict=True):
-        out[i] = jpeg(images[i], q)
+        out[i] = recode(images[i], q)
     return out
 
 
-def jpeg(image: Tensor, quality: int) -> Tensor:
-    """One image uint8 [H, W, 3] after a round trip through JPEG with 4:2:0 chroma subsampling."""
+def recode(image: Tensor, quality: int, kind: str = "JPEG") -> Tensor:
+    """One image uint8 [H, W, 3] after a round trip through JPEG or WEBP with 4:2:0 chroma subsampling."""
     buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(image.numpy()).save(buffer, kind, quality=quality, subsampling="4:2:0")  # WEBP has no other
     height, width, _ = image.shape
     return torch.frombuffer(bytearray(Image.open(buffer).tobytes()), dtype=torch.uint8).view(height, width, 3)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from app.errors import DataError
 from training import augment
 from training.data import Split
 from training.recipe import Recipe
@@ -20,7 +21,10 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Cuts every epoch's shuffle into batches, and each batch into one share a process."""
+    """Cuts every epoch's shuffle into batches, and each batch into one share a process.
+
+    Fewer images than a batch make one batch of all. Raises DataError where there are fewer images than processes.
+    """
 
     def __init__(self, split: Split, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
         self.split = split
@@ -29,6 +33,8 @@ class Batches:
         self.share = max(1, min(recipe.batch_size, len(split)) // world)  # images of this process in a batch
         self.batch_size = self.share * world
         self.per_epoch = len(split) // self.batch_size
+        if not self.per_epoch:
+            raise DataError(f"{len(split)} training images cannot be shared out among {world} processes.")
         self._padded = augment.pad(split.images, recipe.translate)
         self._fill = split.images.reshape(-1, 3).float().mean(0).round().to(torch.uint8)
 

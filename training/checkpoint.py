@@ -1,5 +1,6 @@
 """Where a run stands, in one file that is always whole."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ State = dict[str, Any]
 
 
 def save(path: Path, state: State) -> None:
-    """Replaces the file in one move, so that a kill or a full disk leaves the last one; raises OSError."""
+    """Replaces the file in one move, so that a kill, a full disk or a power cut leaves the last one; raises OSError."""
     partial = path.with_name(path.name + ".partial")
     try:
-        torch.save(state, partial)
+        with partial.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # a file system may move the name before it has written the content
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
-        raise OSError(f"The checkpoint {path} cannot be written: {error}") from error
+        raise OSError(f"The checkpoint {path} cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def load(path: Path) -> State:

@@ -1,6 +1,6 @@
 """A data folder as uint8 tensors: torchvision's CIFAR-10, or DIR/train/<class>/* and DIR/test/<class>/*."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from app.errors import DataError, RequestError
 from app.model.images import Limits, decode
 
 MAX_PIXELS = 1 << 28  # a folder's owner is trusted with large pictures, not with endless ones
+
+PARTS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Split:
 
 
 class DataSet(NamedTuple):
+    """A part that was not asked for is empty."""
+
     name: str
     classes: list[str]
     train: Split
@@ -47,12 +51,12 @@ def download(root: Path) -> None:
         raise DataError(f"CIFAR-10 cannot be fetched: {error}.") from error
 
 
-def load(root: Path, size: int) -> DataSet:
-    """Reads either form of data folder, pictures of any size scaled to size x size; raises DataError."""
-    if (root / "train").is_dir():
-        return _load_folder(root, size)
+def load(root: Path, size: int, parts: Collection[str] = PARTS) -> DataSet:
+    """Reads the parts asked for of either form of data folder, pictures scaled to size x size; raises DataError."""
+    if any((root / part).is_dir() for part in PARTS):
+        return _load_folder(root, size, parts)
     try:
-        train, test = (CIFAR10(root, train=t) for t in (True, False))
+        train, test = (CIFAR10(root, train=part == "train") for part in PARTS)
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"{root} holds neither cifar-10-batches-py/ nor train/<class>/ folders; --download fetches CIFAR-10."
@@ -60,7 +64,10 @@ def load(root: Path, size: int) -> DataSet:
     if size != train.data.shape[1]:
         raise DataError(f"CIFAR-10 has pictures of 32 x 32; --image-size {size} needs an image folder.")
     train_split, test_split = (
-        Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.tensor(part.targets)) for part in (train, test)
+        Split(torch.from_numpy(np.ascontiguousarray(read.data)), torch.tensor(read.targets))
+        if part in parts
+        else _nothing(size)
+        for part, read in zip(PARTS, (train, test), strict=True)
     )
     return DataSet("CIFAR-10", train.classes, train_split, test_split, rejected=[])
 
@@ -77,20 +84,35 @@ def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     return split.take(~mask), split.take(mask)
 
 
-def _load_folder(root: Path, size: int) -> DataSet:
-    classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+def _nothing(size: int) -> Split:
+    return Split(torch.empty(0, size, size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+
+
+def _load_folder(root: Path, size: int, parts: Collection[str]) -> DataSet:
+    for part in parts:
+        if not (root / part).is_dir():
+            hint = "; --skip-test trains without test pictures" if part == "test" and "train" in parts else ""
+            raise DataError(f"{root / part} is missing{hint}.")
+    classes, *others = (_classes(root / part) for part in PARTS if part in parts)
     if len(classes) < 2:
-        raise DataError(f"{root / 'train'} holds {len(classes)} class folders; at least 2 are needed.")
+        raise DataError(f"{root} holds {len(classes)} class folders; at least 2 are needed.")
+    for other in others:
+        if unknown := sorted(set(other) - set(classes)):
+            raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(unknown)}.")
     rejected: list[tuple[Path, str]] = []
-    train, test = (_load_split(root / part, classes, size, rejected) for part in ("train", "test"))
+    train, test = (
+        _load_split(root / part, classes, size, rejected) if part in parts else _nothing(size) for part in PARTS
+    )
     return DataSet(root.resolve().name, classes, train, test, rejected)
 
 
+def _classes(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _load_split(folder: Path, classes: list[str], size: int, rejected: list[tuple[Path, str]]) -> Split:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is missing.")
     files = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
-    images, labels = [], []
+    images, labels, before = [], [], len(rejected)
     with ThreadPoolExecutor() as pool:
         for (path, label), result in zip(files, pool.map(lambda f: _read(f[0], size), files), strict=True):
             if isinstance(result, str):
@@ -98,15 +120,18 @@ def _load_split(folder: Path, classes: list[str], size: int, rejected: list[tupl
             else:
                 images.append(result)
                 labels.append(label)
-    counts = np.bincount(labels, minlength=len(classes)) if labels else np.zeros(len(classes))
-    if not counts.all():
-        empty = ", ".join(name for name, count in zip(classes, counts, strict=True) if not count)
-        raise DataError(f"{folder} has no pictures for: {empty}.")
+    if empty := [classes[label] for label in sorted(set(range(len(classes))) - set(labels))]:
+        there = ((path, why) for path, why in rejected[before:] if path.relative_to(folder).parts[0] in empty)
+        hint = next((f" {path.name} was left out: {why}" for path, why in there), "")
+        raise DataError(f"{folder} has no pictures for: {', '.join(empty)}.{hint}")
     return Split(torch.from_numpy(np.stack(images)), torch.tensor(labels))
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    """All below the folder, but what is hidden: editors and desktops keep copies and thumbnails there."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def _read(path: Path, size: int) -> np.ndarray | str:

@@ -5,12 +5,15 @@ python -m training.evaluate --weights FILE --data DIR
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from app.errors import DataError, ThirtytwoError
-from app.model import weights
+from app.model import engine, weights
+from app.model.engine import Engine
+from app.model.processor import available_cpus
 from app.model.weights import BUNDLED
-from training import data, export, report
+from training import data, export, readings, report, speed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -19,25 +22,40 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="as for python -m training.train")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for JSON, text and plots [runs/evaluate-<version>]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
+    parser.add_argument("--quick", action="store_true", help="one view as served only, without the further readings")
+    parser.add_argument("--speed", action="store_true", help="measure images/s as well, on a machine that rests")
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
     loaded = weights.load(arguments.weights)
     card = loaded.card
-    dataset = data.load(arguments.data, card.input_size)
+    dataset = data.load(arguments.data, card.input_size, ["test"])
     if dataset.classes != card.classes:
         raise DataError(f"{arguments.data} has other classes than the weights: {', '.join(dataset.classes)}.")
-    probabilities = export.served(loaded, dataset.test.images, arguments.device)
+    run = engine.load(loaded, arguments.device)
+    answer = partial(export.served, run)
+    probabilities = answer(dataset.test.images)
     figures = report.measure(probabilities, dataset.test.labels, card.classes)
     figures |= {"name": card.name, "version": loaded.version, "card_accuracy": card.test_accuracy}
+    claimed = "no test accuracy" if card.test_accuracy is None else f"{card.test_accuracy:.2%}"
+    told = [f"{card.name} {loaded.version}, {claimed} on its card", report.text(figures)]
+    if not arguments.quick:
+        rows = [readings.take("one view, as served", probabilities, dataset.test.labels)]
+        rows += readings.of_views(answer, dataset.test) + readings.of_formats(answer, dataset.test)
+        figures["readings"] = [row._asdict() for row in rows]
+        told.append(readings.table(rows))
+    if arguments.speed:
+        figures["speed"] = {"machine": _machine(run), "images_per_s": speed.measure(run, card.input_size)}
+        told.append(f"{figures['speed']['machine']}:\n\n{speed.table(figures['speed']['images_per_s'])}")
     folder = arguments.out or Path("runs") / f"evaluate-{loaded.version}"
     report.write(folder, figures)
-    claimed = "no test accuracy" if card.test_accuracy is None else f"{card.test_accuracy:.2%}"
-    print(
-        f"{card.name} {loaded.version}, {claimed} on its card\n\n{report.text(figures)}\n\n"
-        f"JSON and plots are in {folder}"
-    )
+    print(*told, f"JSON and plots are in {folder}", sep="\n\n")
+
+
+def _machine(run: Engine) -> str:
+    where = f"{available_cpus()} CPUs, {speed.processor()}" if run.device == "cpu" else run.device
+    return f"{run.name} in {run.precision} on {where}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from app.errors import SettingsError
 from app.model import engine, networks
+from app.model.engine import Engine
 from app.model.networks import ConvNet
 from app.model.torch_engine import load_network
 from app.model.weights import Card, Tensors, Weights, save
@@ -27,54 +31,67 @@ def half(network: nn.Module) -> Tensors:
     return {name: value.cpu().half().numpy() for name, value in networks.fold(network).state_dict().items()}
 
 
-def served(weights: Weights, images: Tensor, device: str = "auto") -> Tensor:
-    """Probabilities float32 [N, classes] from the engine that serves by default, one view an image."""
-    run = engine.load(weights, device)
-    return torch.cat([torch.from_numpy(run(part.numpy())) for part in images.split(SERVED_BATCH)])
+def served(run: Engine, images: Tensor) -> Tensor:
+    """Probabilities float32 [N, classes] from an engine, one view an image, in batches as a service makes them."""
+    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(SERVED_BATCH))
+    return torch.cat([torch.from_numpy(run(part)) for part in parts])
+
+
+def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> Card:
+    """The card as far as it is known before training; raises SettingsError for what no card can hold."""
+    try:
+        return Card(
+            name=name,
+            classes=dataset.classes,
+            input_size=recipe.image_size,
+            architecture=recipe.arch,
+            arguments=recipe.network_arguments(len(dataset.classes)),
+            parameters=sum(p.numel() for p in network.parameters()),
+            forward_gflops=_gflops(network, recipe.image_size),
+            temperature=1,
+            test_accuracy=None,
+            data_set=dataset.name,
+            recipe=asdict(recipe),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = first["loc"][0]
+        raise SettingsError(f"The card's {field} cannot be {first['input']!r}: {first['msg']}.") from error
 
 
 def write(
-    path: Path,
-    name: str,
-    dataset: DataSet,
-    holdout: Split,
-    network: nn.Module,
-    recipe: Recipe,
-    seconds: float,
-    skip_test: bool = False,
+    path: Path, card: Card, test: Split, holdout: Split, network: nn.Module, seconds: float
 ) -> tuple[Weights, Tensor]:
     """Fits the temperature on the held-out images, reads the test images once, if at all, and saves; raises OSError.
 
-    Gives what was saved, and its probabilities for the test images, or for the held-out ones where those are skipped.
+    Gives what was saved, and its probabilities for the test images, or for the held-out ones where there are none.
     """
     temperature = measures.fit_temperature(predict.logits(network, holdout.images), holdout.labels)
-    card = Card(
-        name=name,
-        classes=dataset.classes,
-        input_size=recipe.image_size,
-        architecture=recipe.arch,
-        arguments=recipe.network_arguments(len(dataset.classes)),
-        parameters=sum(p.numel() for p in network.parameters()),
-        temperature=temperature,
-        test_accuracy=None,
-        data_set=dataset.name,
-        recipe=asdict(recipe),
-        results={"training_s": round(seconds)},
-    )
+    results: dict[str, Any] = {"training_s": round(seconds)}
+    card = card.model_copy(update={"temperature": temperature, "results": results})
     references = _references(holdout)
     weights = Weights(card, half(network), references, np.empty(0, np.float32), "")
     card = card.model_copy(update={"activation_ranges": _activation_ranges(weights, holdout.images[:CALIBRATION])})
     probabilities = _exact(weights, references)
     weights = weights._replace(card=card, reference_probabilities=probabilities)
-    answers = served(weights, holdout.images)
-    card.results.update(_results("holdout", answers, holdout.labels))
-    if not skip_test:
-        answers = served(weights, dataset.test.images)
-        accuracy = round(measures.accuracy(answers, dataset.test.labels), 6)
-        card.results.update(_results("test", answers, dataset.test.labels))
-        card = card.model_copy(update={"test_accuracy": accuracy})
+    run = engine.load(weights)
+    answers = served(run, holdout.images)
+    results.update(_results("holdout", answers, holdout.labels))
+    if len(test):
+        answers = served(run, test.images)
+        results.update(_results("test", answers, test.labels))
+        card = card.model_copy(update={"test_accuracy": round(measures.accuracy(answers, test.labels), 6)})
     save(path, card, weights.state, references, probabilities)
     return weights._replace(card=card), answers
+
+
+@torch.no_grad()
+def _gflops(network: nn.Module, size: int) -> float:
+    """Billions of operations for one image, to four digits; a multiply-add counts as two."""
+    image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        networks.fold(network).cpu()(image)
+    return float(f"{counter.get_total_flops() / 1e9:.4g}")
 
 
 def _results(split: str, answers: Tensor, labels: Tensor) -> dict[str, Any]:

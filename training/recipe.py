@@ -99,6 +99,7 @@ def from_flags(arguments: argparse.Namespace) -> Recipe:
         ("widths", len(recipe.widths) > 0 and min(recipe.widths) > 0, "positive numbers"),
         ("depth", recipe.depth >= 1, "at least 1"),
         ("image-size", recipe.image_size >= 12, "at least 12"),
+        ("image-size", recipe.arch != "lenet" or recipe.image_size == 32, "32 for lenet"),
         ("epochs", recipe.epochs > 0, "above 0"),
         ("batch-size", recipe.batch_size >= 1, "at least 1"),
         ("holdout", 0 < recipe.holdout < 1, "a share between 0 and 1"),

@@ -8,7 +8,6 @@ The default recipe and the figures it reached are in docs/training.md.
 
 import argparse
 import ctypes
-import json
 import logging
 import signal
 import sys
@@ -28,6 +27,7 @@ from training import checkpoint, data, distributed, export, measures, predict, r
 from training.batches import Batches
 from training.data import DataSet, Split
 from training.distributed import Ranks
+from training.journal import Journal
 from training.recipe import Recipe, add_flags, from_flags
 from training.teacher import Teacher
 from training.trainer import Epoch, Trainer
@@ -39,9 +39,10 @@ class Stopped(Exception):
     """A person or the machine asked for an end; the checkpoint is written."""
 
 
-def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float) -> None:
-    """Runs to the end; writes checkpoints and metrics.jsonl into the run's folder. Raises Diverged or Stopped."""
+def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float, tensorboard: bool = False) -> None:
+    """Runs to the end; writes checkpoints and its journal into the run's folder. Raises Diverged or Stopped."""
     file, saved_at, ranks = run / "checkpoint.pt", time.monotonic(), trainer.ranks
+    journal = Journal(run, trainer.history, tensorboard) if ranks.first else None
 
     def save() -> None:
         nonlocal saved_at
@@ -49,12 +50,17 @@ def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float) -> N
             checkpoint.save(file, trainer.state())
         saved_at = time.monotonic()
 
-    def after_step() -> None:
-        stopping = ranks.total(stop.signal)[0] > 0
-        if stopping or time.monotonic() - saved_at > checkpoint_s:
+    def stop_if_asked() -> None:
+        if ranks.total(stop.signal)[0] > 0:
             save()
-        if stopping:
             raise Stopped(f"Stopped at step {trainer.step} of {trainer.total_steps}; --resume goes on from here.")
+
+    def after_step() -> None:
+        if trainer.between_epochs:
+            return  # a checkpoint without the epoch's figures would lose them for good; they come next
+        if time.monotonic() - saved_at > checkpoint_s:
+            save()
+        stop_if_asked()
 
     with _StopRequest() as stop:
         while not trainer.finished:
@@ -63,13 +69,13 @@ def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float) -> N
             epoch = Epoch(len(trainer.history) + 1, trainer.seconds, rate, loss, train_accuracy, accuracy)
             trainer.history.append(epoch)
             save()
-            if ranks.first:
-                _log(trainer, epoch, run / "metrics.jsonl")
+            if journal:
+                journal.add(epoch)
+                _tell(trainer, epoch)
+            stop_if_asked()
 
 
-def _log(trainer: Trainer, epoch: Epoch, file: Path) -> None:
-    with file.open("a") as log:
-        print(json.dumps(epoch._asdict()), file=log)
+def _tell(trainer: Trainer, epoch: Epoch) -> None:
     left = (trainer.total_steps - trainer.step) * trainer.seconds / trainer.step
     print(
         f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  held out "
@@ -171,6 +177,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
     add("--checkpoint-s", type=float, default=60.0, metavar="X",
         help="seconds between checkpoints, which cost about 0.1 s each [%(default)s]")  # fmt: skip
+    add("--tensorboard", action="store_true", help="write TensorBoard's events into the run's folder, too")
     add_flags(parser)
     return parser.parse_args(argv)
 
@@ -178,30 +185,32 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     recipe, name = from_flags(arguments), arguments.name or arguments.out.stem
     folder: Path = arguments.run_dir or Path("runs") / name
-    folder.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, arguments.out.parent):  # what cannot be written to is better known now than at the end
+        needed.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.load(folder / "checkpoint.pt") if arguments.resume else None
     if saved:
         recipe = Recipe(**saved["recipe"])
     if arguments.download and ranks.first:
         data.download(arguments.data)
     ranks.total(0)  # the others wait for it
-    dataset = data.load(arguments.data, recipe.image_size)
+    dataset = data.load(arguments.data, recipe.image_size, ["train"] if arguments.skip_test else data.PARTS)
     if ranks.first:
         _report_data(dataset)
     split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
     network = prepare(recipe, split, len(dataset.classes))
     batches = Batches(split, recipe, ranks.rank, ranks.world)
     teacher = _teacher(recipe, dataset.classes)
+    shown = recipe if teacher is None else replace(recipe, teacher=teacher.title)
+    card = export.describe(name, dataset, shown, network)
     small = _small_network(recipe, split, len(dataset.classes))
     trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks, teacher, small)
     if saved:
         trainer.restore(saved)
-    train(trainer, holdout, folder, arguments.checkpoint_s)
+    train(trainer, holdout, folder, arguments.checkpoint_s, arguments.tensorboard)
     if ranks.first:
-        seconds, skip = trainer.seconds, arguments.skip_test
-        shown = recipe if teacher is None else replace(recipe, teacher=teacher.title)
-        _, answers = export.write(arguments.out, name, dataset, holdout, trainer.network, shown, seconds, skip)
-        where, split = ("held-out", holdout) if skip else ("test", dataset.test)
+        seconds = trainer.seconds
+        _, answers = export.write(arguments.out, card, dataset.test, holdout, trainer.network, seconds)
+        where, split = ("held-out", holdout) if arguments.skip_test else ("test", dataset.test)
         accuracy = _report(folder, f"{name}, {where} images", trainer.history, answers, split, dataset.classes)
         print(f"{arguments.out}: {where} accuracy {accuracy:.2%} after {seconds:.0f} s; {folder}/report.md tells more")
 

@@ -68,7 +68,14 @@ class Trainer:
     def finished(self) -> bool:
         return self.step >= self.total_steps
 
+    @property
+    def between_epochs(self) -> bool:
+        return self.finished or self.step % self.batches.per_epoch == 0
+
     def state(self) -> checkpoint.State:
+        """What a checkpoint holds; raises Diverged, so that a broken network never replaces a sound one."""
+        if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
+            raise Diverged(f"A weight is no number any more at step {self.step}; a lower learning rate may help.")
         return {
             "recipe": asdict(self.recipe),
             "network": self.network.state_dict(),
@@ -102,7 +109,8 @@ class Trainer:
                 loss_sum, hits, count = loss_sum + loss, hits + correct, count + learnt
                 self.seconds += time.monotonic() - step_begun
                 rate = self.ranks.world * count / (time.monotonic() - begun)
-                bar.set_postfix_str(f"{rate:.0f} images/s, loss {loss_sum / count:.3f}, accuracy {hits / count:.2%}")
+                told = f"{rate:.0f} images/s, loss {loss_sum / count:.3f}, accuracy {hits / count:.2%}"
+                bar.set_postfix_str(told, refresh=False)  # the bar itself knows when a terminal wants a new line
                 bar.update()
                 after_step()
         loss_sum, hits, count = self.ranks.total(loss_sum, hits, count)

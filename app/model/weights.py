@@ -40,6 +40,9 @@ class Card(BaseModel):
     architecture: str
     arguments: dict[str, Any]
     parameters: Annotated[int, Field(gt=0)]
+    forward_gflops: Annotated[
+        float | None, Field(gt=0, description="for one image, a multiply-add counted as two; null in early files")
+    ] = None
     temperature: Annotated[float, Field(gt=0, lt=100, description="logits are divided by it before softmax")]
     activation_ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="largest input that each convolution gets in int8, clipped beyond"
@@ -75,6 +78,8 @@ def save(path: Path, card: Card, state: Tensors, images: NDArray[np.uint8], prob
         save_file(tensors, partial, metadata)
         partial.chmod(0o644)  # the library makes it private, but a service of another user reads it
         partial.replace(path)
+    except SafetensorError as error:  # how the library reports a full disk
+        raise OSError(f"{path} cannot be written: {error}.") from error
     finally:
         partial.unlink(missing_ok=True)
 

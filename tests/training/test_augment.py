@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,8 +67,9 @@ def test_recompression_touches_the_share_asked_for() -> None:
     assert augment.recompress(images, 0, (50, 95), generator()) is images
 
 
-def test_lower_quality_loses_more() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_lower_quality_loses_more(kind: str) -> None:
     image = pictures(1)[0]
-    losses = [(augment.jpeg(image, q).int() - image.int()).abs().float().mean() for q in (95, 80, 50, 20)]
+    losses = [(augment.recode(image, q, kind).int() - image.int()).abs().float().mean() for q in (95, 80, 50, 20)]
     assert losses == sorted(losses)
     assert losses[0] > 0

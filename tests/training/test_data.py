@@ -27,14 +27,60 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         data.load(tmp_path, 32)
     (tmp_path / "train" / "only").mkdir(parents=True)
     with pytest.raises(DataError, match="1 class folders; at least 2"):
-        data.load(tmp_path, 32)
+        data.load(tmp_path, 32, ["train"])
     (tmp_path / "train" / "other").mkdir()
     with pytest.raises(DataError, match="no pictures for: only, other"):
-        data.load(tmp_path, 32)
+        data.load(tmp_path, 32, ["train"])
     for name in ("only", "other"):
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "1.png")
-    with pytest.raises(DataError, match=r"test is missing"):
+    with pytest.raises(DataError, match=r"test is missing; --skip-test trains without"):
         data.load(tmp_path, 32)
+    (tmp_path / "test" / "only").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "only" / "1.png")
+    with pytest.raises(DataError, match=r"test has no pictures for: other\."):
+        data.load(tmp_path, 32)
+    (tmp_path / "test" / "zebra").mkdir()
+    with pytest.raises(DataError, match=r"test has classes that .*train lacks: zebra\."):
+        data.load(tmp_path, 32)
+
+
+def test_a_part_can_be_left_unread(folder: Path, tmp_path: Path) -> None:
+    loaded = data.load(folder, 32, ["test"])
+    assert (len(loaded.train), len(loaded.test)) == (0, 30)
+    assert loaded.classes == ["bright", "dim", "middling"]
+    (tmp_path / "train").symlink_to(folder / "train")
+    loaded = data.load(tmp_path, 32, ["train"])
+    assert (len(loaded.train), len(loaded.test)) == (120, 0)
+
+
+def test_pictures_of_every_kind_are_read_and_others_are_named(tmp_path: Path) -> None:
+    """Any size, shape and mode; what is hidden is not looked at, neither as a class nor as a picture."""
+    for label in ("a", "b"):
+        target = tmp_path / "train" / label / "deeper"
+        target.mkdir(parents=True)
+        Image.new("L", (7, 90)).save(target / "grey.png")
+        Image.new("RGBA", (120, 40)).save(target / "alpha.png")
+        Image.new("P", (33, 32)).save(target / "palette.gif")
+        Image.new("CMYK", (64, 48)).save(target / "print.jpeg")
+        Image.new("RGB", (50, 50)).save(target / "modern.webp")
+        Image.effect_noise((90, 90), 50).save(target / "whole.jpg")
+        (target / "cut.jpg").write_bytes((target / "whole.jpg").read_bytes()[:900])
+        (target / "empty.png").touch()
+        (target / ".cache").mkdir()
+        Image.new("RGB", (8, 8)).save(target / ".cache" / "copy.png")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    loaded = data.load(tmp_path, 32, ["train"])
+    assert loaded.classes == ["a", "b"]
+    assert loaded.train.labels.bincount().tolist() == [6, 6]
+    assert [path.name for path, _ in loaded.rejected] == ["cut.jpg", "empty.png"] * 2
+
+
+def test_a_class_whose_files_are_no_pictures_says_why(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "scan.tiff").write_bytes(b"II*\0")
+    with pytest.raises(DataError, match=r"no pictures for: a, b\. scan\.tiff was left out: Send one of PNG"):
+        data.load(tmp_path, 32, ["train"])
 
 
 def test_the_holdout_takes_the_same_share_of_every_class() -> None:

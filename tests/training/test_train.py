@@ -27,6 +27,12 @@ def fit(folder: Path, tmp: Path, *flags: str) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def shades(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file that knows the folder's classes."""
+    return fit(folder, tmp_path_factory.mktemp("shades"))
+
+
 def test_a_folder_becomes_a_weights_file_that_knows_its_classes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,6 +41,9 @@ def test_a_folder_becomes_a_weights_file_that_knows_its_classes(
     assert loaded.card.test_accuracy > 0.9
     assert loaded.card.data_set == "shades"
     assert loaded.card.results["test_images"] == 30
+    # 12 numbers for 24 filters on 31 x 31 places, then per group 3 x 3 x channels in for 8 filters, twice for 2 groups
+    macs = 31**2 * 24 * 12 + 31**2 * 216 * 8 + 15**2 * 72 * 8 + (15**2 + 7**2) * 72 * 8 + (7**2 + 3**2) * 72 * 8 + 24
+    assert loaded.card.forward_gflops == pytest.approx(2e-9 * macs, rel=1e-3)
     assert loaded.reference_images.shape == (3, 32, 32, 3)
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
@@ -99,15 +108,29 @@ def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
         train.main(["--data", str(tmp_path / "none"), "--run-dir", str(tmp_path / "run")])
 
 
-def test_evaluate_reproduces_the_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = fit(folder, tmp_path)
-    evaluate.main(["--weights", str(out), "--data", str(folder), "--out", str(tmp_path / "report")])
+def test_evaluate_reproduces_the_card(
+    folder: Path, tmp_path: Path, shades: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main(["--weights", str(shades), "--data", str(folder), "--out", str(tmp_path / "report"), "--speed"])
     figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert figures["accuracy"] == pytest.approx(weights.load(out).card.test_accuracy, abs=1e-6)
+    assert figures["accuracy"] == pytest.approx(weights.load(shades).card.test_accuracy, abs=1e-6)
+    assert len(figures["readings"]) == 6
+    assert figures["readings"][0]["accuracy"] == figures["accuracy"]
+    assert set(figures["speed"]["images_per_s"]) == {"1", "8", "32", "128"}
     assert set(figures["per_class"]) == {"bright", "dim", "middling"}
     for name in ("confusion.png", "reliability.png"):
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
-    assert "accuracy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| six views: and moved by a pixel | " in out
+    assert "| batch | images/s |" in out
+
+
+def test_evaluate_can_be_quick_and_needs_no_training_pictures(folder: Path, tmp_path: Path, shades: Path) -> None:
+    (tmp_path / "test").symlink_to(folder / "test")
+    evaluate.main(["--weights", str(shades), "--data", str(tmp_path), "--out", str(tmp_path / "report"), "--quick"])
+    figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert figures["accuracy"] > 0.9
+    assert "readings" not in figures
 
 
 def test_the_test_images_can_be_left_unread(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,14 +145,13 @@ def test_evaluate_refuses_other_classes(folder: Path, tmp_path: Path, tiny_weigh
         evaluate.main(["--weights", str(tiny_weights), "--data", str(folder)])
 
 
-def test_a_student_learns_from_a_teachers_answers_alone(folder: Path, tmp_path: Path) -> None:
+def test_a_student_learns_from_a_teachers_answers_alone(folder: Path, tmp_path: Path, shades: Path) -> None:
     """With the labels given no share of the loss, what it knows came from the teacher."""
-    teacher = fit(folder, tmp_path / "teacher")
-    flags = ["--teacher", str(teacher), "--teacher-share", "1", "--teacher-mirror", "--widths", "8,8,8"]
+    flags = ["--teacher", str(shades), "--teacher-share", "1", "--teacher-mirror", "--widths", "8,8,8"]
     card = weights.load(fit(folder, tmp_path / "student", *flags)).card
     assert card.test_accuracy is not None
     assert card.test_accuracy > 0.9
-    assert card.recipe["teacher"] == f"shades {weights.load(teacher).version}"
+    assert card.recipe["teacher"] == f"shades {weights.load(shades).version}"
 
 
 def test_a_teacher_of_other_classes_is_refused(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
