@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_agent_register_timeout_ms": "120000",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     # Both nodes' proxies share one port here, so no load balancer keeps callers from one that leaves.
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3600",
