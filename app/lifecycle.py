@@ -34,6 +34,10 @@ class Lifecycle:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def check_alive(self) -> None:
+        if self.phase is Phase.FAILED:
+            raise NotReady("The inference thread is gone or hangs.", retry_after_s=5)
+
     def check_ready(self) -> None:
         if self.phase is not Phase.READY:
             raise NotReady(f"The service is {self.phase.value}.", retry_after_s=1)

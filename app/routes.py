@@ -8,8 +8,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from app import metrics, openapi, prediction, schemas
-from app.errors import NotReady
-from app.lifecycle import Phase
 from app.state import Service
 
 ASSETS = Path(__file__).parent / "assets"
@@ -58,8 +56,7 @@ async def model(service: Service) -> schemas.ModelCard:
 
 @router.get("/healthz", tags=["Operation"], summary="Alive", responses={503: openapi.ERRORS[503]})
 async def healthz(service: Service) -> schemas.Health:
-    if service.lifecycle.phase is Phase.FAILED:
-        raise NotReady("The inference thread is gone or hangs.", retry_after_s=5)
+    service.lifecycle.check_alive()
     return schemas.Health(status="alive")
 
 

@@ -1,0 +1,83 @@
+"""`serve run deploy.ray_serve:app`: the service as replicas of Ray Serve, spread over a cluster.
+
+Each replica is the application of `app.application` with an engine of its own. Ray's proxy speaks HTTP with callers,
+spreads the requests and holds those that find every replica busy.
+"""
+
+import logging.config
+from collections.abc import MutableMapping
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import logs
+from app.application import LoadEngine, create_app
+from app.model import engine
+from app.settings import Settings
+
+
+def app(settings: Settings) -> Application:
+    """Settings that neither `serve run` nor a config file names come from the environment."""
+    return replicas(settings)
+
+
+def replicas(settings: Settings, load_engine: LoadEngine = engine.load, **options: Any) -> Application:
+    """The options are those of a deployment and go before what follows from the settings."""
+    follows = {
+        "max_ongoing_requests": 2 * settings.max_batch,  # one batch at work and the next one gathering
+        "max_queued_requests": settings.max_queue,
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
+        "autoscaling_config": AutoscalingConfig(max_replicas=4, target_ongoing_requests=settings.max_batch),
+        "graceful_shutdown_timeout_s": settings.drain_s,
+        "logging_config": LoggingConfig(enable_access_log=False),  # the application has its own
+        "ray_actor_options": {
+            "num_cpus": settings.threads or 1,
+            "num_gpus": int(settings.device.startswith("cuda")),
+        },
+    }
+    return Replica.options(**follows | options).bind(settings, load_engine)
+
+
+@serve.deployment
+@serve.ingress()
+class Replica:
+    def __init__(self, settings: Settings, load_engine: LoadEngine) -> None:
+        self._settings = settings
+        self._load_engine = load_engine
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        settings = self._settings
+        logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        settings = settings.model_copy(update={"threads": settings.threads or max(1, int(cpus))})
+        self._hosted = Hosted(create_app(settings, self._load_engine))
+        return self._hosted
+
+    def check_health(self) -> None:
+        self._hosted.state["service"].lifecycle.check_alive()
+
+
+class Hosted:
+    """Gives each request the state that the lifespan made, as uvicorn would; leaves X-Request-ID to Ray's proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.state: MutableMapping[str, Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            self.state = scope["state"]
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+            await send(message)
+
+        await self.app({**scope, "state": dict(self.state)}, receive, send_without_id)
