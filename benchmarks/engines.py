@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.errors import WeightsError
 from app.model import engine, weights
 from app.settings import Settings
 from benchmarks.serving import ROOT, SIZES, engine_speed
@@ -22,7 +23,10 @@ HEAD = f"| engine | precision | threads | {' | '.join(f'batch {size}' for size i
 
 def row(name: str, precision: str, threads: int, data: Path | None) -> str:
     """One line of the table: images a second at each batch size."""
-    run = engine.load(weights.load(Settings().weights), "cpu", threads, name, precision)
+    try:
+        run = engine.load(weights.load(Settings().weights), "cpu", threads, name, precision)
+    except WeightsError as error:
+        return f"| {name} | {precision} | {threads} |{' |' * len(SIZES)} {error} |"
     chance = np.random.default_rng(0)
     pixels = chance.integers(0, 256, (max(SIZES), 32, 32, 3), dtype=np.uint8)
     speeds = " | ".join(f"{engine_speed(run, pixels, size)['images_per_s']:.0f}" for size in SIZES)
