@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         if len(self._buffer) < head + 4 + self._number(b"\r\ncontent-length:", head):
             return
         self.retry_after = self._number(b"\r\nretry-after:", head)
+        self.closed = b"\r\nconnection: close" in self._buffer[:head].lower()  # said, and soon done
         status, self._buffer = int(self._buffer[9:12]), b""
         if self._answer and not self._answer.done():
             self._answer.set_result(status)

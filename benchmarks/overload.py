@@ -48,7 +48,7 @@ async def recovery(port: int, request: bytes, after_s: float) -> float:
 def drive(served: Served, times: float, seconds: float) -> Findings:
     files = pictures(None)
     requests = [form(files[i : i + IMAGES]) for i in range(0, len(files), IMAGES)]
-    peak = uvloop.run(closed_loop(served.port, requests, CALLERS, seconds / 6, warm_up_s=2.0))
+    peak = uvloop.run(closed_loop(served.port, requests, CALLERS, seconds / 6, warm_up_s=5.0))
     before, rate = served.memory_mb(), times * peak.rate
 
     async def both() -> tuple[Run, float]:

@@ -13,7 +13,7 @@ import platform
 import random
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +81,7 @@ class Count:
     answered: int = 0
     refused: int = 0
     wrong: list[int] = field(default_factory=list)
-    lost: int = 0
+    lost: Counter[str] = field(default_factory=Counter)  # by what ended them
     worst_s: float = 0.0
 
 
@@ -148,12 +148,12 @@ class Soak:
     async def _send(self, kind: Kind) -> None:
         count = self.counts[kind.name]
         count.sent += 1
-        connection = await self._connection()
+        connection, age = await self._connection()
         sent = time.perf_counter()
         try:
             status = await asyncio.wait_for(kind.manner(connection, random.choice(kind.requests)), LOST_AFTER_S)
-        except (OSError, TimeoutError):
-            count.lost += 1
+        except OSError as error:  # TimeoutError is one
+            count.lost[f"{type(error).__name__} on a {age} connection"] += 1
             connection.close()
             return
         now = time.perf_counter()
@@ -161,13 +161,13 @@ class Soak:
             self._idle.append((now, connection))
         _judge(count, kind, status, now - sent)
 
-    async def _connection(self) -> Connection:
+    async def _connection(self) -> tuple[Connection, str]:
         while self._idle:
             since, connection = self._idle.pop()
             if not connection.closed and time.perf_counter() - since < STALE_S:
-                return connection
+                return connection, "used"
             connection.close()
-        return await connect(self._port)
+        return await connect(self._port), "new"
 
 
 def _judge(count: Count, kind: Kind, status: int, seconds: float) -> None:
@@ -196,7 +196,7 @@ def footprint(served: Served) -> Footprint:
 
 
 def faults(counts: dict[str, Count], start: Footprint, end: Footprint) -> list[str]:
-    found = [f"{count.lost} lost: {name}" for name, count in counts.items() if count.lost]
+    found = [f"lost: {name}: {dict(count.lost)}" for name, count in counts.items() if count.lost]
     found += [f"wrong statuses {set(count.wrong)}: {name}" for name, count in counts.items() if count.wrong]
     if end.memory_mb > start.memory_mb + MEMORY_MB:
         found.append(f"memory grew by {end.memory_mb - start.memory_mb:.0f} MB")
@@ -217,12 +217,13 @@ def table(kinds: list[Kind], counts: dict[str, Count], start: Footprint, end: Fo
         worst = f"{c.worst_s * 1e3:.0f}" if c.worst_s else ""
         rows.append(
             f"| {kind.name} | {kind.status or 'nobody waits'} | {c.sent} | {c.answered} | {c.refused} | "
-            f"{len(c.wrong)} | {c.lost} | {worst} |"
+            f"{len(c.wrong)} | {c.lost.total()} | {worst} |"
         )
     all_of = counts.values()
     rows += [
         f"| **all** | | {sum(c.sent for c in all_of)} | {sum(c.answered for c in all_of)} | "
-        f"{sum(c.refused for c in all_of)} | {sum(len(c.wrong) for c in all_of)} | {sum(c.lost for c in all_of)} | |",
+        f"{sum(c.refused for c in all_of)} | {sum(len(c.wrong) for c in all_of)} | "
+        f"{sum(c.lost.total() for c in all_of)} | |",
         "",
         "| of the service | at start | at end |",
         "| --- | ---: | ---: |",
