@@ -17,6 +17,7 @@ from benchmarks.load import Run, closed_loop, form
 from benchmarks.serving import CONCURRENCY, MANY, ROOT, pictures, process, service
 
 os.environ |= {
+    "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the home folder
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps every port on loopback; read when ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONPATH": str(ROOT),
