@@ -36,6 +36,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CONCURRENCY = (1, 16, 64)
 MANY = 64
 SIZES = (1, 8, 32, 64, 128)
+ROOM = ("--max-queue", "8192")  # for 64 callers with 64 images each
 
 
 class Cell(NamedTuple):
@@ -244,7 +245,7 @@ def bench(files: list[tuple[str, bytes]], seconds: float, port: int, soak: int) 
         cells.append(measure(served, *row))
         print(line(cells[-1], floor), flush=True)
 
-    with process(service(port), port, "/readyz") as served:
+    with process(service(port, *ROOM), port, "/readyz") as served:
         report = {"ready_s": served.ready_s, "memory_mb": [served.memory_mb()]}
         for what, requests, images in (("form", ones, 1), ("raw", raws, 1), ("form", manies, MANY)):
             for concurrency in CONCURRENCY:
@@ -255,7 +256,7 @@ def bench(files: list[tuple[str, bytes]], seconds: float, port: int, soak: int) 
             add("form", f"open, {share:g} of peak", 1, drive)
         report["memory_mb"].append(served.memory_mb())
         report["soak"] = list(soaked(served, manies, soak)) if soak else []
-    with process(service(port, "--workers", "2"), port, "/readyz") as served:
+    with process(service(port, *ROOM, "--workers", "2"), port, "/readyz") as served:
         add("2 workers", "closed, 64", 1, closed(ones, 64))
         add("2 workers", "closed, 16", MANY, closed(manies, 16))
     return report | {
