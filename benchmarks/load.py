@@ -8,8 +8,10 @@ hide it (no coordinated omission).
 import asyncio
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
+from math import inf
 from typing import cast
 
 import numpy as np
@@ -115,11 +117,11 @@ async def closed_loop(port: int, requests: list[bytes], concurrency: int, second
         while (sent := time.perf_counter()) < end:
             if connection.closed:
                 connection = await connect(port)
-            await _count(run, connection, next(source), sent, begin)
+            await _count(run, connection, next(source), sent, begin, end)
         connection.close()
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
-    run.seconds = time.perf_counter() - begin
+    run.seconds = seconds
     return run
 
 
@@ -131,8 +133,8 @@ async def open_loop(port: int, requests: list[bytes], rate: float, seconds: floa
 
     async def send(due: float) -> None:
         async with slots:
-            connection = idle.pop() if idle else await connect(port)
-            await _count(run, connection, next(source), due, begin)
+            connection = next((one for one in _popped(idle) if not one.closed), None) or await connect(port)
+            await _count(run, connection, next(source), due, begin, inf)
             if not connection.closed:
                 idle.append(connection)
 
@@ -151,14 +153,21 @@ async def open_loop(port: int, requests: list[bytes], rate: float, seconds: floa
     return run
 
 
-async def _count(run: Run, connection: Connection, request: bytes, since: float, begin: float) -> None:
+def _popped(idle: deque[Connection]) -> Iterator[Connection]:
+    """The latest first; a service closes those that were idle for long."""
+    while idle:
+        yield idle.pop()
+
+
+async def _count(run: Run, connection: Connection, request: bytes, since: float, begin: float, end: float) -> None:
+    """Asks, and counts the answer if it came between `begin` and `end`."""
     try:
         status = await connection.ask(request)
     except OSError:
         run.failures += 1
         return
     now = time.perf_counter()
-    if since >= begin:
+    if begin <= now < end:
         run.statuses[status] += 1
         if status == 200:
             run.latencies.append(now - since)

@@ -250,12 +250,13 @@ def bench(files: list[tuple[str, bytes]], seconds: float, port: int, soak: int) 
         for what, requests, images in (("form", ones, 1), ("raw", raws, 1), ("form", manies, MANY)):
             for concurrency in CONCURRENCY:
                 add(what, f"closed, {concurrency}", images, closed(requests, concurrency))
+        report["memory_mb"].append(served.memory_mb())
+        report["soak"] = list(soaked(served, manies, soak)) if soak else []
+    with process(service(port), port, "/readyz") as served:
         peak = max(cell.requests_per_s for cell in cells if cell.what == "form" and cell.images == 1)
         for share in (0.25, 0.5, 0.75, 2.0):
             drive = lambda rate=share * peak: open_loop(port, ones, rate, seconds)  # noqa: E731
             add("form", f"open, {share:g} of peak", 1, drive)
-        report["memory_mb"].append(served.memory_mb())
-        report["soak"] = list(soaked(served, manies, soak)) if soak else []
     with process(service(port, *ROOM, "--workers", "2"), port, "/readyz") as served:
         add("2 workers", "closed, 64", 1, closed(ones, 64))
         add("2 workers", "closed, 16", MANY, closed(manies, 16))
