@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         config = settings.load()
     except SettingsError as error:
         sys.exit(_complain(error))
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     server = uvicorn.Config(
         "app.application:create_app",
         factory=True,
@@ -81,7 +81,7 @@ def _serve(config: uvicorn.Config) -> int:
         return 0
 
 
-def _raise_descriptor_limit() -> None:
+def raise_descriptor_limit() -> None:
     """Up to what the system lets us: each connection takes one, and the usual soft limit is a thousand."""
     with suppress(ImportError):  # Windows has no such limit
         import resource

@@ -38,7 +38,6 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
         files = await uploads.read(receive, content_type, content_length, service.settings)
         if not accepted:  # said only now, since closing a connection with unread bytes would lose the answer
             raise NotReady("The service is shutting down.", retry_after_s=1)
-        service.batcher.check_room(len(files))
         begun = perf_counter()
         outcomes = await decode(files, service)
         errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
@@ -70,7 +69,8 @@ def _top_k(query: bytes, classes: int) -> int:
 
 
 async def decode(files: list[Upload], service: State) -> list[Outcome]:
-    """Each file's picture or what is wrong with it."""
+    """Each file's picture or what is wrong with it; raises QueueFull or NotReady before any work on them."""
+    service.batcher.check_room(len(files))
     settings = service.settings
     limits = Limits(service.classifier.input_size, settings.max_pixels, settings.strict_size)
     outcomes = _decode_small(files, limits)

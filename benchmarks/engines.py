@@ -8,13 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from app.errors import WeightsError
 from app.model import engine, weights
 from app.settings import Settings
-from benchmarks.serving import ROOT, SIZES, engine_speed
+from benchmarks.serving import LIMITS, ROOT, SIZES
 from training import data as folders
+from training import measures, predict, speed
 
 ENGINES = (("openvino", "int8"), ("openvino", "bfloat16"), ("openvino", "float32"), ("torch", "bfloat16"),
            ("torch", "float32"))  # fmt: skip
@@ -27,17 +26,13 @@ def row(name: str, precision: str, threads: int, data: Path | None) -> str:
         run = engine.load(weights.load(Settings().weights), "cpu", threads, name, precision)
     except WeightsError as error:
         return f"| {name} | {precision} | {threads} |{' |' * len(SIZES)} {error} |"
-    chance = np.random.default_rng(0)
-    pixels = chance.integers(0, 256, (max(SIZES), 32, 32, 3), dtype=np.uint8)
-    speeds = " | ".join(f"{engine_speed(run, pixels, size)['images_per_s']:.0f}" for size in SIZES)
+    speeds = " | ".join(f"{rate:.0f}" for rate in speed.measure(run, LIMITS.size, SIZES).values())
     return f"| {name} | {precision} | {threads} | {speeds} | {_accuracy(run, data) if data else ''} |"
 
 
 def _accuracy(run: engine.Engine, folder: Path) -> str:
-    test = folders.load(folder, 32).test
-    batches = np.array_split(test.images.numpy(), len(test) // 64)
-    hits = np.concatenate([run(batch).argmax(1) for batch in batches]) == test.labels.numpy()
-    return f"{hits.mean():.2%}"
+    test = folders.load(folder, LIMITS.size, ["test"]).test
+    return f"{measures.accuracy(predict.served(run, test.images), test.labels):.2%}"
 
 
 def main() -> None:

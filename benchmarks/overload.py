@@ -9,13 +9,13 @@ import argparse
 import asyncio
 import os
 import platform
-import resource
 import sys
 import time
 from typing import NamedTuple
 
 import uvloop
 
+from app.__main__ import raise_descriptor_limit
 from benchmarks.load import Run, closed_loop, connect, form, open_loop
 from benchmarks.serving import Served, pictures, process, service
 
@@ -107,8 +107,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=18097)
     parser.add_argument("flags", nargs="*", help="of the service, after --, such as -- --max-queue 512")
     arguments = parser.parse_args()
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the service, too, which inherits it
+    raise_descriptor_limit()
     with process(service(arguments.port, *arguments.flags), arguments.port, "/readyz") as served:
         found = drive(served, arguments.times, arguments.seconds)
     wrong = faults(found)

@@ -81,7 +81,7 @@ def framework() -> FastAPI:
 
 async def starlette_form() -> None:
     async with Request(SCOPE, receive).form() as parts:
-        await parts["file"].read()  # type: ignore[union-attr]
+        await parts["file"].read()
 
 
 def log_line() -> Callable[[int], object]:

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import resource
 import signal
 import subprocess
 import sys
@@ -19,16 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
-import numpy as np
 import uvloop
 from PIL import Image
 
+from app.__main__ import raise_descriptor_limit
 from app.model import engine, weights
 from app.model.images import Limits, decode
 from app.model.processor import available_cpus
 from app.settings import Settings
 from app.uploads import parse_form
 from benchmarks.load import Run, closed_loop, form, open_loop, post
+from training import speed
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(32, 10_000_000)
@@ -156,33 +156,17 @@ def per_call_us(work: Callable[[int], object], seconds: float = 0.5) -> float:
     return best
 
 
-def engine_speed(run: engine.Engine, pixels: np.ndarray, size: int, seconds: float = 0.5) -> dict[str, float]:
-    """The network alone at one batch size, the best of three tries: images a second, microseconds of CPU an image."""
-    batch, best = pixels[:size], {"images_per_s": 0.0, "cpu_us": 0.0}
-    for _ in range(3):
-        run(batch)
-        begun, cpu, calls = time.perf_counter(), time.process_time(), 0
-        while time.perf_counter() - begun < seconds:
-            run(batch)
-            calls += 1
-        rate = calls * size / (time.perf_counter() - begun)
-        if rate > best["images_per_s"]:
-            best = {"images_per_s": rate, "cpu_us": (time.process_time() - cpu) / (calls * size) * 1e6}
-    return best
-
-
 def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
     """What the parts cost alone, in process: parsing, decoding, the network at each batch size."""
     bodies = [form([file]).partition(b"\r\n\r\n")[2] for file in files]
     settings = Settings()
     run = engine.load(weights.load(settings.weights), "cpu")
-    pixels = np.stack([decode(data, LIMITS).pixels for _, data in files])
     return {
         "parse_us": per_call_us(lambda i: parse_form(bodies[i % len(bodies)], b"BOUNDARY", settings)),
         "decode_us": per_call_us(lambda i: decode(files[i % len(files)][1], LIMITS)),
         "engine": run.name,
         "precision": run.precision,
-        "model": {size: engine_speed(run, pixels, size) for size in SIZES},
+        "model": speed.measure(run, LIMITS.size, SIZES),
     }
 
 
@@ -192,12 +176,12 @@ class Floor:
     def __init__(self, parts: dict[str, Any], bare: list[Cell]) -> None:
         self.parts = parts
         self.bare = {(cell.images, cell.load): cell for cell in bare}
-        self.fastest = max(speed["images_per_s"] for speed in parts["model"].values())
+        self.fastest = max(parts["model"].values())
         self.cpus = available_cpus()
 
     def p50_ms(self, load: str) -> float:
         """A bare answer, parsing, decoding and the network at batch 1, one after the other."""
-        alone = 1e3 / self.parts["model"][1]["images_per_s"]
+        alone = 1e3 / self.parts["model"][1]
         return self.bare[1, load].p50_ms + (self.parts["parse_us"] + self.parts["decode_us"]) / 1e3 + alone
 
     def requests_per_s(self, images: int) -> float:
@@ -209,6 +193,8 @@ class Floor:
 
     def ratio(self, cell: Cell) -> str:
         """What the cell reaches of its floor: time over least time at concurrency 1, else rate over highest rate."""
+        if cell in self.bare.values():
+            return ""
         if cell.load == "closed, 1" and cell.images == 1:
             return f"{cell.p50_ms / self.p50_ms(cell.load):.2f} x {self.p50_ms(cell.load):.2f} ms"
         if cell.load.startswith("closed") and cell.load != "closed, 1":
@@ -217,9 +203,9 @@ class Floor:
         return ""
 
     def split(self, cell: Cell) -> tuple[float, ...]:
-        """Microseconds of CPU an image: parsing, decoding, the network as it ran alone, and the rest."""
+        """Microseconds of CPU an image: parsing, decoding, the network alone on all CPUs, and the rest."""
         size = 1 if cell.load == "closed, 1" and cell.images == 1 else MANY
-        known = self.parts["parse_us"], self.parts["decode_us"], self.parts["model"][size]["cpu_us"]
+        known = self.parts["parse_us"], self.parts["decode_us"], self.cpus / self.parts["model"][size] * 1e6
         return (*known, cell.cpu_us - sum(known))
 
 
@@ -302,7 +288,7 @@ def details(report: dict[str, Any]) -> str:
             rows.append(f"| {cell['what']}, {cell['images']}; {cell['load']} | {parts} |")
     floors = report["floors"]
     rows += ["", f"| {floors['engine']} in {floors['precision']}, batch | images/s |", "| ---: | ---: |"]
-    rows += [f"| {size} | {speed['images_per_s']:.0f} |" for size, speed in floors["model"].items()]
+    rows += [f"| {size} | {rate:.0f} |" for size, rate in floors["model"].items()]
     memory = " to ".join(f"{mb:.0f}" for mb in report["memory_mb"])
     rows += ["", f"ready after {report['ready_s']:.2f} s; {memory} MB resident"]
     if report["soak"]:
@@ -319,8 +305,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18099)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench.json")
     arguments = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the open loop opens as many connections as it needs
+    raise_descriptor_limit()  # the open loop opens as many connections as it needs
     report = bench(pictures(arguments.data), arguments.seconds, arguments.port, arguments.soak)
     report |= {
         "machine": platform.processor() or platform.machine(),

@@ -2,19 +2,15 @@
 
 import argparse
 import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.serving import ROOT, process, service
+
+PORT = 18095
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 SHOWN = ("chelsea", "airplane", "bird", "deer", "dog", "frog", "horse", "ship")
 
@@ -25,27 +21,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1080, help="360 is a phone's")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
     arguments = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "app", "--port", address.rpartition(":")[2]]
-    service = subprocess.Popen(command, cwd=ROOT)  # noqa: S603 (our own command)
-    try:
-        wait_until_ready(service, f"http://{address}")
-        take(f"http://{address}", arguments.file, arguments.width, arguments.scheme)
-    finally:
-        service.terminate()
-        service.wait()
-
-
-def wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
-    while service.poll() is None:
-        try:
-            with urlopen(f"{url}/readyz"):  # noqa: S310 (our own address)
-                return
-        except URLError:
-            time.sleep(0.2)
-    sys.exit("The service did not start.")
+    with process(service(PORT), PORT, "/readyz"):
+        take(f"http://127.0.0.1:{PORT}", arguments.file, arguments.width, arguments.scheme)
 
 
 def take(url: str, file: Path, width: int, scheme: str) -> None:

@@ -1,14 +1,29 @@
 """Where a run stands, in one file that is always whole."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from app.errors import DataError
 
 State = dict[str, Any]
+
+
+def of(network: nn.Module, optimizers: Sequence[Optimizer]) -> State:
+    """What a network in training is besides its recipe."""
+    return {"network": network.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+
+
+def into(network: nn.Module, optimizers: Sequence[Optimizer], state: State) -> None:
+    """Undoes `of`."""
+    network.load_state_dict(state["network"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
 
 
 def save(path: Path, state: State) -> None:

@@ -1,7 +1,12 @@
-"""Logits of many images."""
+"""Answers to many images: logits of a network in training, probabilities of an engine."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from app.model.engine import Engine
+
+SERVED_BATCH = 64
 
 
 @torch.inference_mode()
@@ -14,3 +19,9 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
             parts.append(network(part.to(device).permute(0, 3, 1, 2)).float().cpu())
     return torch.cat(parts)
+
+
+def served(run: Engine, images: Tensor) -> Tensor:
+    """Probabilities float32 [N, classes] from an engine, one view an image, in batches as a service makes them."""
+    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(SERVED_BATCH))
+    return torch.cat([torch.from_numpy(run(part)) for part in parts])

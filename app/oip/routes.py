@@ -40,7 +40,8 @@ Named = Annotated[Model, Depends(named)]
 
 
 @router.get("/health/live", summary="Alive")
-async def live() -> dict[str, bool]:
+async def live(service: Service) -> dict[str, bool]:
+    service.lifecycle.check_alive()
     return {"live": True}
 
 

@@ -13,8 +13,8 @@ import pytest
 from app.auth import Keys
 from app.errors import SettingsError, Unauthorized
 from app.settings import Settings
-from tests.app.test_main import command, fails, free_port
 from tests.conftest import serving
+from tests.processes import command, fails, free_port
 
 Start = Callable[..., httpx.Client]
 PNG = {"content-type": "image/png"}

@@ -1,21 +1,29 @@
 """What the service promises when its parts fail."""
 
+import asyncio
 import http.client
 import io
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from PIL import Image
 
+from app import routes
+from app.errors import NotReady
+from app.lifecycle import Lifecycle, Phase
+from app.oip import routes as oip_routes
 from app.settings import Settings
+from app.state import State
 from tests import faulty
-from tests.app.test_main import free_port, wait_until_ready
 from tests.conftest import EXAMPLES, serving
+from tests.processes import free_port, wait_until_ready
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +105,13 @@ def test_a_thread_that_hangs_or_dies_is_noticed_answered_for_and_ends_the_proces
         log = running.communicate(timeout=20)[1]
     assert running.returncode != 0
     assert "the inference thread" in log
+
+
+@pytest.mark.parametrize("alive", [routes.healthz, oip_routes.live])
+def test_no_path_calls_a_failed_service_alive(alive: Callable[[State], Awaitable[object]]) -> None:
+    lifecycle = Lifecycle()
+    service = SimpleNamespace(lifecycle=lifecycle)
+    assert asyncio.run(alive(service))
+    lifecycle.phase = Phase.FAILED
+    with pytest.raises(NotReady):
+        asyncio.run(alive(service))

@@ -4,72 +4,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from app.settings import Settings
+from tests.processes import command, fails, process
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "app", *flags]
-
-
-@contextmanager
-def process(weights: Path, *flags: str, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The service as a process of its own, ready; and its address. Options are Popen's."""
-    port = free_port()
-    running = subprocess.Popen(
-        command("--weights", str(weights), "--port", str(port), "--max-batch", "16", *flags),
-        **{"stderr": subprocess.PIPE, "text": True, **options},
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(running, url)
-        yield running, url
-    finally:
-        running.kill()
-        running.communicate()
-
-
-def wait_until_ready(running: subprocess.Popen[str], url: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert running.poll() is None, running.communicate()[1]
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise AssertionError("not ready in 60 s")
-
-
-def fails(*flags: str, **environment: str) -> str:
-    """What the command prints while it ends with exit code 2."""
-    ended = subprocess.run(
-        command(*flags), capture_output=True, text=True, timeout=100, env={**os.environ, **environment}, check=False
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert "Traceback" not in ended.stderr
-    return ended.stderr
 
 
 def test_a_wrong_setting_ends_with_one_line() -> None:

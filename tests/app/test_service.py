@@ -216,13 +216,19 @@ def test_a_full_queue_is_429_with_retry_after(start: Start, cat: bytes) -> None:
 
 
 def test_a_full_queue_refuses_before_it_decodes(start: Start, cat: bytes) -> None:
-    """Told by a file that is no picture: it would be a 415 as soon as anybody looked at it."""
+    """Told by files that are no pictures: they would be a 415, or a 400, as soon as anybody looked at them."""
     client = start(max_files=400, max_queue=400, max_batch=1)
-    with ThreadPoolExecutor(1) as pool:
-        filling = pool.submit(client.post, "/predict", files=form(*[("cat.png", cat)] * 400))
-        statuses = [client.post("/predict", files=form(*[("a", b"?")] * 400)).status_code for _ in range(20)]
-        assert filling.result().status_code == 200
-    assert 429 in statuses
+    broken = ["?"] * 400
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [400], "data": broken}
+    for path, bad in (
+        ("/predict", {"files": form(*[("a", b"?")] * 400)}),
+        ("/v2/models/tiny_image/infer", {"json": {"inputs": [tensor]}}),
+    ):
+        with ThreadPoolExecutor(1) as pool:
+            filling = pool.submit(client.post, "/predict", files=form(*[("cat.png", cat)] * 400))
+            statuses = [client.post(path, **bad).status_code for _ in range(20)]
+            assert filling.result().status_code == 200
+        assert 429 in statuses, (path, statuses)
 
 
 def test_a_caller_who_leaves_frees_its_place(start: Start, cat: bytes) -> None:

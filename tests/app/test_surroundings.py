@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.test_main import command, free_port, process
+from tests.processes import command, free_port, process
 
 APP = Path(__file__).parents[2] / "app"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)

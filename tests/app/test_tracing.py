@@ -23,8 +23,8 @@ from app.application import COLLECTOR
 from app.settings import Settings
 from app.tracing import Tracing
 from tests import faulty
-from tests.app.test_main import command, free_port, wait_until_ready
 from tests.conftest import serving
+from tests.processes import command, free_port, wait_until_ready
 
 RAW = {"Inference-Header-Content-Length": "0"}
 WHITE = [[[255] * 3] * 32] * 32

@@ -16,9 +16,9 @@ from PIL import Image
 
 from app.settings import Settings
 from tests import faulty
-from tests.app.test_main import free_port
 from tests.conftest import EXAMPLES, serving
 from tests.deploy.test_monitoring import PROMETHEUS, queries, rules
+from tests.processes import free_port
 
 pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus package is not installed")
 

@@ -25,7 +25,7 @@ from PIL import Image
 from app.model.weights import BUNDLED
 from app.settings import Settings
 from tests import faulty
-from tests.app.test_main import free_port
+from tests.processes import free_port
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every port on loopback; read when ray is imported
 ray = pytest.importorskip("ray")
