@@ -13,11 +13,11 @@ from training.recipe import Recipe
 
 
 class Batch(NamedTuple):
-    """Augmented images uint8 [N, S, S, 3], the same before they were covered or recompressed, labels int64 [N]."""
+    """Images uint8 [N, S, S, 3], augmented; labels int64 [N]; a teacher's answers float32 [N, classes], if any."""
 
     images: Tensor
-    clean: Tensor
     labels: Tensor
+    targets: Tensor | None
 
 
 class Batches:
@@ -26,8 +26,11 @@ class Batches:
     Fewer images than a batch make one batch of all. Raises DataError where there are fewer images than processes.
     """
 
-    def __init__(self, split: Split, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, split: Split, recipe: Recipe, rank: int = 0, world: int = 1, targets: Tensor | None = None
+    ) -> None:
         self.split = split
+        self.targets = targets
         self.recipe = recipe
         self.rank = rank
         self.share = max(1, min(recipe.batch_size, len(split)) // world)  # images of this process in a batch
@@ -47,10 +50,11 @@ class Batches:
             begin = i * self.batch_size + self.rank * self.share
             index = order[begin : begin + self.share]
             chance = _generator(recipe.seed, number, i, self.rank)
-            clean = augment.crop(self._padded, index, recipe.image_size, flips[index] & recipe.flip, chance)
-            images = augment.cutout(clean, recipe.cutout, self._fill, chance)
+            images = augment.crop(self._padded, index, recipe.image_size, flips[index] & recipe.flip, chance)
+            images = augment.cutout(images, recipe.cutout, self._fill, chance)
             images = augment.recompress(images, recipe.jpeg, recipe.jpeg_quality, chance)
-            yield Batch(images, clean, self.split.labels[index])
+            targets = None if self.targets is None else self.targets[index]
+            yield Batch(images, self.split.labels[index], targets)
 
 
 def _generator(*numbers: int) -> torch.Generator:

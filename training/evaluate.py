@@ -10,10 +10,8 @@ from pathlib import Path
 
 from app.errors import DataError, ThirtytwoError
 from app.model import engine, weights
-from app.model.engine import Engine
-from app.model.processor import available_cpus
 from app.model.weights import BUNDLED
-from training import data, export, readings, report, speed
+from training import data, predict, readings, report, speed
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     if dataset.classes != card.classes:
         raise DataError(f"{arguments.data} has other classes than the weights: {', '.join(dataset.classes)}.")
     run = engine.load(loaded, arguments.device)
-    answer = partial(export.served, run)
+    answer = partial(predict.served, run)
     probabilities = answer(dataset.test.images)
     figures = report.measure(probabilities, dataset.test.labels, card.classes)
     figures |= {"name": card.name, "version": loaded.version, "card_accuracy": card.test_accuracy}
@@ -46,16 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
         figures["readings"] = [row._asdict() for row in rows]
         told.append(readings.table(rows))
     if arguments.speed:
-        figures["speed"] = {"machine": _machine(run), "images_per_s": speed.measure(run, card.input_size)}
+        figures["speed"] = speed.figures(run, card.input_size)
         told.append(f"{figures['speed']['machine']}:\n\n{speed.table(figures['speed']['images_per_s'])}")
     folder = arguments.out or Path("runs") / f"evaluate-{loaded.version}"
     report.write(folder, figures)
     print(*told, f"JSON and plots are in {folder}", sep="\n\n")
-
-
-def _machine(run: Engine) -> str:
-    where = f"{available_cpus()} CPUs, {speed.processor()}" if run.device == "cpu" else run.device
-    return f"{run.name} in {run.precision} on {where}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,28 +13,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.errors import SettingsError
 from app.model import engine, networks
-from app.model.engine import Engine
 from app.model.networks import ConvNet
 from app.model.torch_engine import load_network
 from app.model.weights import Card, Tensors, Weights, save
-from training import measures, predict
+from training import measures, predict, speed
 from training.data import DataSet, Split
 from training.recipe import Recipe
 
-SERVED_BATCH = 64
 CALIBRATION = 512  # held-out pictures that the ranges of int8 are read from
+SPEED_S = 0.25  # of measuring each batch size
 REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
 
 
 def half(network: nn.Module) -> Tensors:
     """The state of the network as it is served, in half precision."""
     return {name: value.cpu().half().numpy() for name, value in networks.fold(network).state_dict().items()}
-
-
-def served(run: Engine, images: Tensor) -> Tensor:
-    """Probabilities float32 [N, classes] from an engine, one view an image, in batches as a service makes them."""
-    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(SERVED_BATCH))
-    return torch.cat([torch.from_numpy(run(part)) for part in parts])
 
 
 def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> Card:
@@ -75,12 +68,13 @@ def write(
     probabilities = _exact(weights, references)
     weights = weights._replace(card=card, reference_probabilities=probabilities)
     run = engine.load(weights)
-    answers = served(run, holdout.images)
+    answers = predict.served(run, holdout.images)
     results.update(_results("holdout", answers, holdout.labels))
     if len(test):
-        answers = served(run, test.images)
+        answers = predict.served(run, test.images)
         results.update(_results("test", answers, test.labels))
         card = card.model_copy(update={"test_accuracy": round(measures.accuracy(answers, test.labels), 6)})
+    results["speed"] = speed.figures(run, card.input_size, SPEED_S)
     save(path, card, weights.state, references, probabilities)
     return weights._replace(card=card), answers
 
@@ -124,7 +118,7 @@ def _activation_ranges(weights: Weights, images: Tensor) -> dict[str, float]:
     for name, module in network.groups.named_modules(prefix="groups"):
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(note(name))
-    for part in images.split(SERVED_BATCH):
+    for part in images.split(predict.SERVED_BATCH):
         network(part.permute(0, 3, 1, 2))
     return ranges
 

@@ -24,7 +24,6 @@ class Recipe:
     steps: int = knob(0, "schedule", "updates of the network, in place of epochs; 0: by epochs")
     batch_size: int = knob(1000, "schedule", "images a step, over all processes")
     holdout: float = knob(0.05, "schedule", "share of the training images kept aside to choose and to calibrate by")
-    keep: float = knob(1.0, "schedule", "share of each batch that is learnt from, the hardest to a small network")
     small_share: float = knob(0.0, "schedule", "share of the steps, the first ones, made on smaller pictures")
     small_size: int = knob(24, "schedule", "pixels of those")
     seed: int = knob(0, "schedule", "of initialisation, order and augmentation; repeats a run on one machine")
@@ -42,12 +41,9 @@ class Recipe:
     whiten_bias_epochs: float = knob(3.0, "optimizer", "muon: the whitening's bias is trained this long, then fixed")
     label_smoothing: float = knob(0.2, "optimizer", "share of the target spread over all classes")
 
-    teacher: str = knob("", "teacher", "weights file of a network whose answers are learnt; empty: none")
+    teacher: str = knob("", "teacher", "weights file of a network whose answers to six views are learnt; empty: none")
     teacher_share: float = knob(0.9, "teacher", "of the loss that comes from its answers, the rest from the labels")
     teacher_soften: float = knob(2.0, "teacher", "its log-probabilities are divided by this, to tell of lesser classes")
-    teacher_mirror: bool = knob(
-        False, "teacher", "average its answers with those to the mirror image, at twice the cost"
-    )
 
     flip: bool = knob(True, "augmentation", "mirror at random, then the other way in every next epoch")
     translate: int = knob(2, "augmentation", "pixels of random shift, mirrored at the border")
@@ -103,7 +99,6 @@ def from_flags(arguments: argparse.Namespace) -> Recipe:
         ("epochs", recipe.epochs > 0, "above 0"),
         ("batch-size", recipe.batch_size >= 1, "at least 1"),
         ("holdout", 0 < recipe.holdout < 1, "a share between 0 and 1"),
-        ("keep", 0 < recipe.keep <= 1, "a share above 0 and up to 1"),
         ("small-share", 0 <= recipe.small_share <= 1, "a share from 0 to 1"),
         (
             "small-size",

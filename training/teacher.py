@@ -1,40 +1,39 @@
 """A trained network whose answers another one learns (Hinton et al. 2015, arXiv 1503.02531).
 
-Teacher and student look at the same crop of an image (Beyer et al. 2022, arXiv 2106.05237), but the teacher sees it
-before it is covered or recompressed, so that the student learns to answer as if it had not been.
+It is asked once for every training image, and gives the average over six views of it: what averaging would cost in
+serving is paid in training.
 """
 
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from app.errors import DataError
 from app.model import engine, weights
+from training import views
+from training.predict import served
 
-CHUNK = 64  # images a pass; more are no faster
+
+class Lesson(NamedTuple):
+    """Who taught, and the soft targets float32 [N, classes]."""
+
+    teacher: str
+    targets: Tensor
 
 
-class Teacher:
-    """Soft targets from a weights file, on the engine that would serve it. Raises DataError or WeightsError."""
+def teach(file: Path, classes: list[str], images: Tensor, soften: float) -> Lesson:
+    """Answers to images uint8 [N, S, S, 3], flattened by the power 1 / soften, on the engine that would serve the file.
 
-    def __init__(self, file: Path, classes: list[str], image_size: int, soften: float, mirror: bool) -> None:
-        loaded = weights.load(file)
-        if loaded.card.classes != classes or loaded.card.input_size != image_size:
-            raise DataError(f"The teacher {file} has other classes or another input size than the student.")
-        self.title = f"{loaded.card.name} {loaded.version}"
-        self._run = engine.load(loaded)
-        self._soften = soften
-        self._mirror = mirror
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [N, S, S, 3] to probabilities [N, classes], flattened by the power 1 / soften."""
-        pixels = images.numpy()
-        answers = self._answers(pixels)
-        if self._mirror:
-            answers = (answers + self._answers(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2
-        return (torch.from_numpy(answers).clamp(min=1e-6).log() / self._soften).softmax(1)
-
-    def _answers(self, pixels: np.ndarray) -> np.ndarray:
-        return np.concatenate([self._run(pixels[i : i + CHUNK]).copy() for i in range(0, len(pixels), CHUNK)])
+    Raises DataError or WeightsError.
+    """
+    loaded = weights.load(file)
+    if loaded.card.classes != classes or loaded.card.input_size != images.shape[1]:
+        raise DataError(f"The teacher {file} has other classes or another input size than the student.")
+    answer = partial(served, engine.load(loaded))
+    parts = tqdm(images.split(1000), desc="teacher", unit="thousand", leave=False, disable=None)
+    logarithms = torch.cat([views.six(answer, part) for part in parts])
+    return Lesson(f"{loaded.card.name} {loaded.version}", (logarithms / soften).softmax(1))

@@ -29,7 +29,7 @@ from training.data import DataSet, Split
 from training.distributed import Ranks
 from training.journal import Journal
 from training.recipe import Recipe, add_flags, from_flags
-from training.teacher import Teacher
+from training.teacher import teach
 from training.trainer import Epoch, Trainer
 
 logger = logging.getLogger("training")
@@ -109,13 +109,6 @@ def prepare(recipe: Recipe, split: Split, classes: int) -> nn.Module:
     return network
 
 
-def _small_network(recipe: Recipe, split: Split, classes: int) -> nn.Module | None:
-    """The network that selects images, where the recipe wants that; a twentieth of the default's cost."""
-    if recipe.keep == 1:
-        return None
-    return prepare(replace(recipe, arch="convnet", widths=(32, 64, 64), depth=2), split, classes)
-
-
 def _report(
     folder: Path, title: str, history: list[Epoch], probabilities: Tensor, split: Split, classes: list[str]
 ) -> float:
@@ -124,12 +117,6 @@ def _report(
     worst = report.worst_mistakes(split.images, probabilities, split.labels, classes)
     report.write_run(folder, title, [epoch._asdict() for epoch in history], figures, worst)
     return float(figures["accuracy"])
-
-
-def _teacher(recipe: Recipe, classes: list[str]) -> Teacher | None:
-    if not recipe.teacher:
-        return None
-    return Teacher(Path(recipe.teacher), classes, recipe.image_size, recipe.teacher_soften, recipe.teacher_mirror)
 
 
 def keep_memory() -> None:
@@ -198,12 +185,13 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
         _report_data(dataset)
     split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
     network = prepare(recipe, split, len(dataset.classes))
-    batches = Batches(split, recipe, ranks.rank, ranks.world)
-    teacher = _teacher(recipe, dataset.classes)
-    shown = recipe if teacher is None else replace(recipe, teacher=teacher.title)
+    lesson = (
+        teach(Path(recipe.teacher), dataset.classes, split.images, recipe.teacher_soften) if recipe.teacher else None
+    )
+    shown = replace(recipe, teacher=lesson.teacher) if lesson else recipe
     card = export.describe(name, dataset, shown, network)
-    small = _small_network(recipe, split, len(dataset.classes))
-    trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks, teacher, small)
+    batches = Batches(split, recipe, ranks.rank, ranks.world, lesson.targets if lesson else None)
+    trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks)
     if saved:
         trainer.restore(saved)
     train(trainer, holdout, folder, arguments.checkpoint_s, arguments.tensorboard)

@@ -16,8 +16,6 @@ from training import checkpoint, optimizers
 from training.batches import Batch, Batches
 from training.distributed import Ranks
 from training.recipe import Recipe
-from training.selector import Selector
-from training.teacher import Teacher
 
 
 class Diverged(ThirtytwoError):
@@ -45,20 +43,16 @@ class Trainer:
         batches: Batches,
         device: torch.device,
         ranks: Ranks,
-        teacher: Teacher | None = None,
-        small_network: nn.Module | None = None,
     ) -> None:
-        """`small_network` selects the images where the recipe keeps only a share of them."""
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.recipe = recipe
         self.batches = batches
         self.device = device
         self.ranks = ranks
-        self.teacher = teacher
         self.total_steps = recipe.steps or math.ceil(recipe.epochs * batches.per_epoch)
-        learnt = max(1, round(batches.batch_size * recipe.keep))  # images a step
-        self.optimizers = optimizers.build(self.network, recipe, learnt, self.total_steps, batches.per_epoch)
-        self.selector = small_network and Selector(small_network, recipe, learnt, self.total_steps, device, ranks)
+        self.optimizers = optimizers.build(
+            self.network, recipe, batches.batch_size, self.total_steps, batches.per_epoch
+        )
         self.step = 0
         self.seconds = 0.0
         self.history: list[Epoch] = []
@@ -76,22 +70,15 @@ class Trainer:
         """What a checkpoint holds; raises Diverged, so that a broken network never replaces a sound one."""
         if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
             raise Diverged(f"A weight is no number any more at step {self.step}; a lower learning rate may help.")
-        return {
+        return checkpoint.of(self.network, self.optimizers) | {
             "recipe": asdict(self.recipe),
-            "network": self.network.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "selector": self.selector.state() if self.selector else None,
             "step": self.step,
             "seconds": self.seconds,
             "history": [tuple(epoch) for epoch in self.history],
         }
 
     def restore(self, state: checkpoint.State) -> None:
-        self.network.load_state_dict(state["network"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        if self.selector:
-            self.selector.restore(state["selector"])
+        checkpoint.into(self.network, self.optimizers, state)
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = [Epoch(*epoch) for epoch in state["history"]]
 
@@ -121,13 +108,10 @@ class Trainer:
         if self.ranks.world == 1:  # DistributedDataParallel settles at its start whose gradients it waits for
             optimizers.freeze_ended(self.optimizers, self.step)
         images = self._resized(batch.images.to(self.device).permute(0, 3, 1, 2))
-        labels, clean = batch.labels.to(self.device), batch.clean
-        if self.selector:
-            hardest = self.selector(images, labels, self.step)
-            images, labels, clean = images[hardest], labels[hardest], clean[hardest.cpu()]
+        labels = batch.labels.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self._parallel(images)
-        loss = self._loss(logits, labels, clean)
+        loss = self._loss(logits, labels, batch.targets)
         if not torch.isfinite(loss):
             raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
         # Muon's companions want the sum over the whole batch; the processes' gradients are averaged
@@ -146,10 +130,10 @@ class Trainer:
         size = (self.recipe.small_size, self.recipe.small_size)
         return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
 
-    def _loss(self, logits: Tensor, labels: Tensor, clean: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """Summed over the batch: from the labels, and where there is a teacher mostly from its answers."""
         own = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
-        if self.teacher is None:
+        if targets is None:
             return own
-        taught = F.cross_entropy(logits, self.teacher(clean).to(self.device), reduction="sum")
+        taught = F.cross_entropy(logits, targets.to(self.device), reduction="sum")
         return torch.lerp(own, taught, self.recipe.teacher_share)

@@ -16,7 +16,7 @@ import torch
 from app.model import weights
 from app.settings import Settings
 from tests.conftest import serving
-from training import evaluate, train
+from training import evaluate, frontier, train
 
 SMALL = ["--widths", "8,8,8", "--epochs", "8", "--batch-size", "30", "--holdout", "0.2", "--filter-lr", "0.05"]
 
@@ -45,6 +45,7 @@ def test_a_folder_becomes_a_weights_file_that_knows_its_classes(
     macs = 31**2 * 24 * 12 + 31**2 * 216 * 8 + 15**2 * 72 * 8 + (15**2 + 7**2) * 72 * 8 + (7**2 + 3**2) * 72 * 8 + 24
     assert loaded.card.forward_gflops == pytest.approx(2e-9 * macs, rel=1e-3)
     assert loaded.reference_images.shape == (3, 32, 32, 3)
+    assert set(loaded.card.results["speed"]["images_per_s"]) == {"1", "8", "32", "128"}
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
     assert "1 files were left out" in capsys.readouterr().out
@@ -60,7 +61,7 @@ def test_a_seed_repeats_a_run(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    everything = ["--epochs", "30", "--keep", "0.5", "--small-share", "0.5", "--small-size", "16"]
+    everything = ["--epochs", "30", "--small-share", "0.5", "--small-size", "16"]
     whole = weights.load(fit(folder, tmp_path / "whole", *everything, "--checkpoint-s", "0"))
     flags = ["--data", str(folder), "--out", str(tmp_path / "cut.safetensors"), "--run-dir", str(tmp_path / "cut")]
     flags += [*SMALL, *everything, "--checkpoint-s", "0"]
@@ -147,7 +148,7 @@ def test_evaluate_refuses_other_classes(folder: Path, tmp_path: Path, tiny_weigh
 
 def test_a_student_learns_from_a_teachers_answers_alone(folder: Path, tmp_path: Path, shades: Path) -> None:
     """With the labels given no share of the loss, what it knows came from the teacher."""
-    flags = ["--teacher", str(shades), "--teacher-share", "1", "--teacher-mirror", "--widths", "8,8,8"]
+    flags = ["--teacher", str(shades), "--teacher-share", "1", "--widths", "8,8,8"]
     card = weights.load(fit(folder, tmp_path / "student", *flags)).card
     assert card.test_accuracy is not None
     assert card.test_accuracy > 0.9
@@ -185,3 +186,15 @@ def test_two_processes_train_one_network(folder: Path, tmp_path: Path) -> None:
     assert ended.stdout.count("test accuracy") == 1
     assert weights.load(out).card.test_accuracy > 0.9
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_weights_files_are_compared_in_the_order_of_their_cost(
+    folder: Path, tmp_path: Path, shades: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger = fit(folder, tmp_path, "--widths", "16,16,16", "--epochs", "1", "--name", "larger", "--skip-test")
+    capsys.readouterr()
+    frontier.main([str(larger), str(shades), "--out", str(tmp_path / "frontier.png")])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| shades", "| larger"]
+    assert float(rows[0][1]) < float(rows[1][1])
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
