@@ -3,13 +3,9 @@
 The graph repeats `networks.ConvNet.forward` after `networks.fold`; torch is not needed to serve it. Its int8 is that of
 Jacob et al. 2018 (arXiv 1712.05877): each convolution's filters are rounded to 255 steps a channel, its input to 256
 steps of the range that the weights file gives for it.
-
-A few images run on all threads together. More are cut into slices, each computed by one thread: the threads meet once a
-batch and not once a layer, so that none waits where the event loop takes a core for a while.
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 
 import numpy as np
 import openvino
@@ -17,12 +13,10 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from app.errors import SettingsError, WeightsError
-from app.model import shares
 from app.model.weights import Weights
 
 Array = NDArray[np.float32]
 
-SLICE = (4, 8)  # least and most images that one thread computes at a time: fewer cost more each, more share out badly
 HINTS = {"int8": "bf16", "bfloat16": "bf16", "float32": "f32"}  # what int8 leaves over runs in bfloat16
 
 
@@ -41,28 +35,18 @@ class OpenVINOEngine:
             raise SettingsError(f"THIRTYTWO_PRECISION: openvino serves in {', '.join(HINTS)}, not in {precision}.")
         self.precision = precision
         ranges = weights.card.activation_ranges if precision == "int8" else {}
-        core, model = openvino.Core(), graph(weights, ranges)
-        options = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": threads}
-        together = core.compile_model(model, "CPU", {**options, "PERFORMANCE_HINT": "LATENCY"})
-        self._threads = threads
-        self._request = together.create_infer_request()
-        self._streams = core.compile_model(model, "CPU", {**options, "NUM_STREAMS": threads}) if threads > 1 else None
-        self._requests: list[openvino.InferRequest] = []  # one a slice; idle ones wait here
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+        }
+        compiled = openvino.Core().compile_model(graph(weights, ranges), "CPU", options)
+        self._request = compiled.create_infer_request()
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        slices = shares.cut(len(images), self._threads, *SLICE)
-        if self._streams is None or len(slices) == 1:
-            probabilities: NDArray[np.float32] = self._request.infer({0: images}, share_inputs=True)[0]
-            return probabilities
-        while len(self._requests) < len(slices):
-            self._requests.append(self._streams.create_infer_request())
-        used = self._requests[: len(slices)]
-        with ExitStack() as running:  # waits for all, even where one fails, since they read the caller's memory
-            for request, part in zip(used, slices, strict=True):
-                request.set_input_tensor(openvino.Tensor(images[part], shared_memory=True))
-                request.start_async()
-                running.callback(request.wait)
-        return np.concatenate([request.get_output_tensor().data for request in used])
+        outputs = self._request.infer({0: images}, share_inputs=True)
+        probabilities: NDArray[np.float32] = outputs[0]
+        return probabilities
 
     def memory(self) -> None:
         return None

@@ -1,6 +1,5 @@
 """Eager torch: on CUDA, and on a CPU for what the faster engine does not know."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from app.errors import SettingsError, WeightsError
-from app.model import networks, shares
+from app.model import networks
 from app.model.weights import Weights
-
-SLICE = (8, 16)  # least and most images that one thread of a CPU computes at a time
 
 
 class TorchEngine:
-    """bfloat16 where the device computes in it, channels last. The threads of a CPU share large batches."""
+    """bfloat16 where the device computes in it, channels last."""
 
     name = "torch"
 
@@ -25,24 +22,16 @@ class TorchEngine:
             raise SettingsError("THIRTYTWO_PRECISION: int8 needs the openvino engine.")
         self._device = pick_device(device)
         self.device = str(self._device)
-        self._threads = threads if self._device.type == "cpu" else 1
         if self._device.type == "cpu":
-            torch.set_num_threads(threads)  # of the thread that calls; those of the pool compute alone
-        self._pool = ThreadPoolExecutor(self._threads, "torch", lambda: torch.set_num_threads(1))
+            torch.set_num_threads(threads)
         dtype = pick_dtype(self._device) if precision == "auto" else getattr(torch, precision)
         self.precision = str(dtype).removeprefix("torch.")
         network = load_network(weights).to(self._device, dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._temperature = weights.card.temperature
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        slices = shares.cut(len(images), self._threads, *SLICE)
-        if len(slices) == 1:
-            return self._classify(images)
-        return np.concatenate(list(self._pool.map(self._classify, [images[part] for part in slices])))
-
     @torch.inference_mode()
-    def _classify(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         batch = torch.from_numpy(images)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
