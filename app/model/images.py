@@ -13,6 +13,8 @@ from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImag
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
 
+ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for an orientation
+
 MAX_SCANS = 100  # of a JPEG; a camera's has 1, a progressive one about 10, and each goes over all pixels again
 SCAN = b"\xff\xda"
 
@@ -72,8 +74,9 @@ class Source:
         with _decoding(self._kind, self._limits), self._image as image:
             image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at the nearest size above this
             image.load()
-            with suppress(Exception):  # broken metadata is no reason to refuse a sound picture
-                ImageOps.exif_transpose(image, in_place=True)
+            if ORIENTED & image.info.keys():
+                with suppress(Exception):  # broken metadata is no reason to refuse a sound picture
+                    ImageOps.exif_transpose(image, in_place=True)
             rgb = to_rgb(image)
             if (self.width, self.height) == (size, size):
                 return Picture(_pixels(rgb), None)

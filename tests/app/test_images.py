@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
 from app.model.images import FORMATS, Limits, decode, sniff
@@ -93,14 +94,30 @@ def test_transparency_is_laid_over_white() -> None:
     assert (decode(encode(palette, "PNG", transparency=0), LIMITS).pixels == 255).all()
 
 
-def test_exif_orientation_is_applied() -> None:
+def _turned(where: str) -> dict[str, object]:
+    """Options of a picture's file that say, there, that it is turned clockwise for display."""
+    if where == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return {"exif": exif}
+    packet = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    if where == "xmp":
+        return {"xmp": packet.encode()}
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", packet)
+    return {"pnginfo": info}
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("PNG", "exif"), ("JPEG", "exif"), ("WEBP", "exif"), ("PNG", "text"), ("JPEG", "xmp"), ("WEBP", "xmp")],
+)
+def test_the_files_orientation_is_applied(kind: str, where: str) -> None:
     image = Image.new("RGB", (32, 32), "black")
     image.paste("white", (0, 0, 32, 8))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise for display: the top becomes the right
-    pixels = decode(encode(image, "PNG", exif=exif), LIMITS).pixels
-    assert pixels[:, 24:].min() > 200
-    assert pixels[:, :24].max() < 50
+    pixels = decode(encode(image, kind, **_turned(where)), LIMITS).pixels  # the top becomes the right
+    assert pixels[:, 25:].min() > 200
+    assert pixels[:, :23].max() < 50
 
 
 def test_the_first_frame_of_an_animation_counts() -> None:
