@@ -13,14 +13,16 @@ def knob(default: Any, group: str, why: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The default is the recipe of the bundled weights, chosen on images held out from the training set."""
+    """The default was chosen on images held out from CIFAR-10's training set; docs/training.md has its figures."""
 
     arch: str = knob("convnet", "network", "convnet, or the article's lenet or mlp, each with a recipe of its own")
-    widths: tuple[int, ...] = knob((64, 256, 256), "network", "convnet: channels of the groups; more is slower, better")
-    depth: int = knob(2, "network", "convnet: convolutions a group; from 3 on with a skip around the last ones")
+    widths: tuple[int, ...] = knob(
+        (96, 256, 384), "network", "convnet: channels of the groups; more is slower and better"
+    )
+    depth: int = knob(3, "network", "convnet: convolutions a group; from 3 on with a skip around the last ones")
     image_size: int = knob(32, "network", "pixels; pictures of another size are scaled and cut to it")
 
-    epochs: float = knob(12.0, "schedule", "passes over the training images")
+    epochs: float = knob(16.0, "schedule", "passes over the training images")
     steps: int = knob(0, "schedule", "updates of the network, in place of epochs; 0: by epochs")
     batch_size: int = knob(1000, "schedule", "images a step, over all processes")
     holdout: float = knob(0.05, "schedule", "share of the training images kept aside to choose and to calibrate by")
@@ -46,10 +48,16 @@ class Recipe:
     teacher_soften: float = knob(2.0, "teacher", "its log-probabilities are divided by this, to tell of lesser classes")
 
     flip: bool = knob(True, "augmentation", "mirror at random, then the other way in every next epoch")
-    translate: int = knob(2, "augmentation", "pixels of random shift, mirrored at the border")
+    translate: int = knob(3, "augmentation", "pixels of random shift, mirrored at the border")
     cutout: int = knob(0, "augmentation", "side in pixels of a covered square; pays from about 15 epochs on")
     jpeg: float = knob(0.25, "augmentation", "share of images sent through JPEG, since uploads are often JPEG")
     jpeg_quality: tuple[int, int] = knob((50, 95), "augmentation", "lowest and highest quality of that")
+
+    @property
+    def lasting(self) -> tuple[Any, ...]:
+        """What a run cannot change on its way."""
+        network = self.arch, self.widths, self.depth, self.image_size
+        return *network, self.holdout, self.seed, self.batch_size, self.optimizer
 
     def network_arguments(self, classes: int) -> dict[str, Any]:
         """What builds the network again, together with its architecture's name."""
@@ -87,10 +95,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument("--" + f.name.replace("_", "-"), **options)
 
 
-def from_flags(arguments: argparse.Namespace) -> Recipe:
-    """The arch's recipe with the flags that were given; raises SettingsError for a value that cannot be."""
+def from_flags(arguments: argparse.Namespace, begun: Recipe | None = None) -> Recipe:
+    """The recipe of a run that was begun, or of the arch, with the flags that were given.
+
+    Raises SettingsError for a value that cannot be, or cannot change any more.
+    """
     given = {f.name: value for f in fields(Recipe) if (value := getattr(arguments, f.name)) is not None}
-    recipe = replace(RECIPES[given.get("arch", "convnet")], **given)
+    recipe = replace(begun or RECIPES[given.get("arch", "convnet")], **given)
+    if begun and recipe.lasting != begun.lasting:
+        raise SettingsError("A resumed run keeps its network, its split, its optimizers and its size of batches.")
     for flag, sound, rule in (
         ("widths", len(recipe.widths) > 0 and min(recipe.widths) > 0, "positive numbers"),
         ("depth", recipe.depth >= 1, "at least 1"),

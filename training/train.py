@@ -158,7 +158,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--name", help="the model's name on its card [the name of --out]")
     add("--run-dir", type=Path, metavar="DIR", help="folder of checkpoints and logs [runs/<name>]")
-    add("--resume", action="store_true", help="go on from the run's last checkpoint, with its recipe")
+    add("--resume", action="store_true", help="go on from the last checkpoint; flags change the recipe from there on")
     add("--skip-test", action="store_true", help="leave the test images unread, to choose a recipe without them")
     add("--download", action="store_true", help="fetch CIFAR-10 into --data first")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
@@ -170,13 +170,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
-    recipe, name = from_flags(arguments), arguments.name or arguments.out.stem
+    name = arguments.name or arguments.out.stem
     folder: Path = arguments.run_dir or Path("runs") / name
+    saved = checkpoint.load(folder / "checkpoint.pt") if arguments.resume else None
+    recipe = from_flags(arguments, Recipe(**saved["recipe"]) if saved else None)
     for needed in (folder, arguments.out.parent):  # what cannot be written to is better known now than at the end
         needed.mkdir(parents=True, exist_ok=True)
-    saved = checkpoint.load(folder / "checkpoint.pt") if arguments.resume else None
-    if saved:
-        recipe = Recipe(**saved["recipe"])
     if arguments.download and ranks.first:
         data.download(arguments.data)
     ranks.total(0)  # the others wait for it

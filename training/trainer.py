@@ -78,7 +78,13 @@ class Trainer:
         }
 
     def restore(self, state: checkpoint.State) -> None:
+        """Rates and their ends stay those of this trainer's recipe: it may be longer than the one that was begun."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        planned = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         checkpoint.into(self.network, self.optimizers, state)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, plan in zip(groups, planned, strict=True):
+            group.update(plan)
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = [Epoch(*epoch) for epoch in state["history"]]
 

@@ -16,7 +16,7 @@ import torch
 from app.model import weights
 from app.settings import Settings
 from tests.conftest import serving
-from training import evaluate, frontier, train
+from training import checkpoint, evaluate, frontier, train
 
 SMALL = ["--widths", "8,8,8", "--epochs", "8", "--batch-size", "30", "--holdout", "0.2", "--filter-lr", "0.05"]
 
@@ -85,6 +85,22 @@ def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) 
     train.main([*flags, "--resume"])
     resumed = weights.load(tmp_path / "cut.safetensors")
     assert all(np.array_equal(whole.state[name], resumed.state[name]) for name in whole.state)
+
+
+def test_a_finished_run_goes_on_for_longer_at_rates_that_fall_again(folder: Path, tmp_path: Path) -> None:
+    fit(folder, tmp_path, "--epochs", "2")
+    card = weights.load(fit(folder, tmp_path, "--resume", "--epochs", "4", "--cutout", "2")).card
+    assert (card.recipe["epochs"], card.recipe["cutout"]) == (4, 2)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert state["step"] == state["optimizers"][1]["param_groups"][0]["end"] == 4 * 3
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_keeps_its_network(folder: Path, tmp_path: Path) -> None:
+    fit(folder, tmp_path, "--epochs", "1")
+    with pytest.raises(SystemExit, match="A resumed run keeps its network"):
+        fit(folder, tmp_path, "--resume", "--widths", "8,8,16")
 
 
 @pytest.mark.parametrize(
