@@ -1,4 +1,4 @@
-"""The service with an engine that fails as told: `python -m tests.faulty FAULT WEIGHTS PORT`, or in a test by `engine`.
+"""The service with an engine that fails as told: `python -m tests.faulty FAULT WEIGHTS PORT`, or in a test by `load`.
 
 A picture that is white all over is the guilty one; all others are answered with the real engine.
 """

@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
-from tests.conftest import CLASSES, EXAMPLES
+from app.settings import Settings
+from tests import faulty
+from tests.conftest import CLASSES, EXAMPLES, serving
 
 Start = Callable[..., httpx.Client]
 
@@ -215,20 +218,21 @@ def test_a_full_queue_is_429_with_retry_after(start: Start, cat: bytes) -> None:
     assert client.post("/predict", files=files).status_code == 200
 
 
-def test_a_full_queue_refuses_before_it_decodes(start: Start, cat: bytes) -> None:
+def test_a_full_queue_refuses_before_it_decodes(tiny_weights: Path, cat: bytes) -> None:
     """Told by files that are no pictures: they would be a 415, or a 400, as soon as anybody looked at them."""
-    client = start(max_files=400, max_queue=400, max_batch=1)
     broken = ["?"] * 400
     tensor = {"name": "image", "datatype": "BYTES", "shape": [400], "data": broken}
-    for path, bad in (
-        ("/predict", {"files": form(*[("a", b"?")] * 400)}),
-        ("/v2/models/tiny_image/infer", {"json": {"inputs": [tensor]}}),
-    ):
-        with ThreadPoolExecutor(1) as pool:
-            filling = pool.submit(client.post, "/predict", files=form(*[("cat.png", cat)] * 400))
-            statuses = [client.post(path, **bad).status_code for _ in range(20)]
-            assert filling.result().status_code == 200
-        assert 429 in statuses, (path, statuses)
+    settings = Settings(weights=tiny_weights, max_files=400, max_queue=400, max_batch=1)
+    with serving(settings, faulty.load(faulty.slow)) as client, ThreadPoolExecutor(1) as pool:
+        filling = pool.submit(client.post, "/predict", files=form(*[("cat.png", cat)] * 400))
+        while "thirtytwo_queue_images 0.0" in client.get("/metrics").text:
+            time.sleep(0.01)
+        for path, bad in (
+            ("/predict", {"files": form(*[("a", b"?")] * 400)}),
+            ("/v2/models/tiny_image/infer", {"json": {"inputs": [tensor]}}),
+        ):
+            assert client.post(path, **bad).status_code == 429
+        assert filling.result().status_code == 200
 
 
 def test_a_caller_who_leaves_frees_its_place(start: Start, cat: bytes) -> None:

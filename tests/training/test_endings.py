@@ -137,14 +137,11 @@ def test_a_weights_file_that_found_no_room_is_written_by_resuming(finished: list
 
 
 def test_a_run_that_diverges_keeps_the_last_checkpoint(finished: list[str], tmp_path: Path) -> None:
-    state = checkpoint.load(Path(finished[5]) / "checkpoint.pt")
-    state["recipe"]["epochs"] = 5
-    for group in state["optimizers"][1]["param_groups"]:
-        group |= {"initial_lr": float("nan"), "end": 15}
+    before = (Path(finished[5]) / "checkpoint.pt").read_bytes()
     file = tmp_path / "checkpoint.pt"
-    checkpoint.save(file, state)
-    before = file.read_bytes()
-    assert "lower learning rate" in ending([*finished, "--run-dir", str(tmp_path), "--resume"])
+    file.write_bytes(before)
+    more = ["--run-dir", str(tmp_path), "--resume", "--epochs", "5", "--filter-lr", "nan"]
+    assert "lower learning rate" in ending([*finished, *more])
     assert file.read_bytes() == before
 
 

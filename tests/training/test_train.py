@@ -18,7 +18,8 @@ from app.settings import Settings
 from tests.conftest import serving
 from training import checkpoint, evaluate, frontier, train
 
-SMALL = ["--widths", "8,8,8", "--epochs", "8", "--batch-size", "30", "--holdout", "0.2", "--filter-lr", "0.05"]
+SMALL = ["--widths", "8,8,8", "--depth", "2", "--translate", "2", "--epochs", "8", "--batch-size", "30"]
+SMALL += ["--holdout", "0.2", "--filter-lr", "0.05"]
 
 
 def fit(folder: Path, tmp: Path, *flags: str) -> Path:
