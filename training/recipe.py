@@ -13,7 +13,7 @@ def knob(default: Any, group: str, why: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The default was chosen on images held out from CIFAR-10's training set; docs/training.md has its figures."""
+    """The default is the bundled network, for fewer passes and without a teacher. It has not been measured yet."""
 
     arch: str = knob("convnet", "network", "convnet, or the article's lenet or mlp, each with a recipe of its own")
     widths: tuple[int, ...] = knob(

@@ -42,7 +42,8 @@ class BatchNorm(nn.BatchNorm2d):
 class Convolution(nn.Conv2d):
     """A 3x3 convolution whose first filters start as the identity (Zagoruyko & Komodakis 2017, "DiracNets").
 
-    It learns on small maps by one product of matrices: oneDNN's own gradients take five times as long there.
+    It learns on small maps by one product of matrices: oneDNN's own gradient of the filters took five times as long
+    there (384 channels on 3 x 3 places, 1,000 images, two cores with AMX).
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
