@@ -14,6 +14,8 @@ from app.errors import SettingsError
 from app.protocol import Protocol
 from app.settings import PREFIX, Settings
 
+BACKLOG = 4096  # connections that wait to be accepted; one that finds no room tries again after 1, 3 and 7 s
+
 
 def parse(argv: list[str] | None = None) -> dict[str, str]:
     """The flags that were given, as environment variables. Every setting is a flag, made from the one table."""
@@ -53,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         ssl_keyfile=config.tls_key,
         log_config=logs.config(config.log_level, config.log_format),
         access_log=False,
+        backlog=BACKLOG,
         server_header=False,
         http=Protocol,
         lifespan="on",

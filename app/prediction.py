@@ -35,9 +35,11 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
     with service.lifecycle.accepting() as accepted:
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         content_length = headers.get(b"content-length", b"0").decode("latin-1")
-        files = await uploads.read(receive, content_type, content_length, service.settings)
+        body = await uploads.read(receive, content_type, content_length, service.settings)
         if not accepted:  # said only now, since closing a connection with unread bytes would lose the answer
             raise NotReady("The service is shutting down.", retry_after_s=1)
+        service.batcher.check_room(1)  # of a refusal's cost, taking the form apart would be a third
+        files = uploads.files(body, service.settings)
         begun = perf_counter()
         outcomes = await decode(files, service)
         errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
@@ -49,9 +51,9 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
     times = Times(begun, decode_s, answered.queue_s, answered.run_s)
     scope["state"]["times"] = times
     service.metrics.observe_times(times)
-    body = _shape(files, outcomes, answered.results, top_k, service)
+    content = _shape(files, outcomes, answered.results, top_k, service)
     return Response(
-        to_json(body),
+        to_json(content),
         media_type="application/json",
         headers={
             "Server-Timing": f"decode;dur={times.decode_s * 1e3:.2f}, queue;dur={times.queue_s * 1e3:.2f}, "

@@ -1,10 +1,10 @@
 """The one place where errors become answers: application/problem+json (RFC 9457), under /v2 the protocol's own form."""
 
-import json
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -21,7 +21,7 @@ def problem(scope: Scope, status: int, slug: str, title: str, detail: str) -> Re
         return JSONResponse({"error": detail}, status)
     request_id = scope["state"]["request_id"]
     body = {"type": TYPE + slug, "title": title, "status": status, "detail": detail, "request_id": request_id}
-    return Response(json.dumps(body), status, media_type=MEDIA_TYPE)
+    return Response(to_json(body), status, media_type=MEDIA_TYPE)
 
 
 def _speaks_inference(scope: Scope) -> bool:

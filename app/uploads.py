@@ -30,22 +30,32 @@ class Upload(NamedTuple):
     error: RequestError | None = None
 
 
-async def read(receive: Receive, content_type: str, content_length: str, settings: Settings) -> list[Upload]:
-    """The uploaded files in order: parts named `file` of a multipart form, or the raw body as one file.
+class Body(NamedTuple):
+    """What a request holds: a multipart form, or one file where there is no boundary."""
 
-    Raises MalformedUpload, UnsupportedImage (another media type) or TooLarge, as soon as a limit is passed.
-    """
+    data: bytes
+    boundary: bytes | None
+
+
+async def read(receive: Receive, content_type: str, content_length: str, settings: Settings) -> Body:
+    """Raises MalformedUpload, UnsupportedImage (another media type) or TooLarge, as soon as a limit is passed."""
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         body = await read_body(receive, content_length, settings.max_body_bytes)
-        return parse_form(body, options.get(b"boundary", b""), settings)
+        return Body(body, options.get(b"boundary", b""))
     if kind.startswith(b"image/") or kind == b"application/octet-stream":
         limit = min(settings.max_file_bytes, settings.max_body_bytes)
-        body = await read_body(receive, content_length, limit)
-        if not body:
-            raise MalformedUpload("The body is empty.")
-        return [Upload(None, body)]
+        return Body(await read_body(receive, content_length, limit), None)
     raise UnsupportedImage(UNSUPPORTED)
+
+
+def files(body: Body, settings: Settings) -> list[Upload]:
+    """The uploaded files in order: a form's parts named `file`, or the one; raises MalformedUpload or TooLarge."""
+    if body.boundary is not None:
+        return parse_form(body.data, body.boundary, settings)
+    if not body.data:
+        raise MalformedUpload("The body is empty.")
+    return [Upload(None, body.data)]
 
 
 async def read_body(receive: Receive, content_length: str, limit: int) -> bytes:

@@ -30,6 +30,7 @@ async def answer(scope: Scope, receive: Receive, service: State, model: Model) -
         body = await uploads.read_body(receive, length, service.settings.max_body_bytes)
         if not accepted:
             raise NotReady("The service is shutting down.", retry_after_s=1)
+        service.batcher.check_room(1)
         parsed = perf_counter_ns()
         asked = await _parse(body, headers, service, model)
         pixels = await _pixels(asked.images, service)

@@ -154,7 +154,7 @@ def read(messages: Iterator[dict[str, object]], kind: str, length: str = "0") ->
     async def receive() -> dict[str, object]:
         return next(messages)
 
-    return asyncio.run(uploads.read(receive, kind, length, SETTINGS))
+    return uploads.files(asyncio.run(uploads.read(receive, kind, length, SETTINGS)), SETTINGS)
 
 
 @given(cuts=st.lists(st.integers(1, 400), max_size=8))
