@@ -4,6 +4,7 @@ Everything is measured in one run, since only ratios within a run say anything o
 """
 
 import argparse
+import asyncio
 import io
 import json
 import os
@@ -15,13 +16,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
+import numpy as np
 import uvloop
 from PIL import Image
 
 from app.__main__ import raise_descriptor_limit
+from app.batcher import Batcher
 from app.model import engine, weights
 from app.model.images import Limits, decode
 from app.model.processor import available_cpus
@@ -156,14 +160,46 @@ def per_call_us(work: Callable[[int], object], seconds: float = 0.5) -> float:
     return best
 
 
+def rested_us(work: Callable[[], object], times: int = 500, pause_s: float = 0.001) -> float:
+    """Microseconds that a call takes after a pause, as a lone client's comes: the median."""
+    taken = []
+    for _ in range(times):
+        time.sleep(pause_s)
+        begun = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begun)
+    return median(taken) * 1e6
+
+
+def hand_over_us(times: int = 500, pause_s: float = 0.001) -> float:
+    """Microseconds from the event loop to the inference thread and back, with no work there: the median."""
+
+    async def ask() -> float:
+        batcher: Batcher[int, int] = Batcher(lambda items: items, [1], 1)
+        batcher.start()
+        taken = []
+        for _ in range(times):
+            await asyncio.sleep(pause_s)
+            begun = time.perf_counter()
+            await batcher.submit([0], 1.0)
+            taken.append(time.perf_counter() - begun)
+        batcher.close()
+        return median(taken) * 1e6
+
+    return uvloop.run(ask())
+
+
 def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
     """What the parts cost alone, in process: parsing, decoding, the network at each batch size."""
     bodies = [form([file]).partition(b"\r\n\r\n")[2] for file in files]
     settings = Settings()
     run = engine.load(weights.load(settings.weights), "cpu")
+    one = np.zeros((1, LIMITS.size, LIMITS.size, 3), np.uint8)
     return {
         "parse_us": per_call_us(lambda i: parse_form(bodies[i % len(bodies)], b"BOUNDARY", settings)),
         "decode_us": per_call_us(lambda i: decode(files[i % len(files)][1], LIMITS)),
+        "rested_us": rested_us(lambda: run(one)),
+        "hand_over_us": hand_over_us(),
         "engine": run.name,
         "precision": run.precision,
         "model": speed.measure(run, LIMITS.size, SIZES),
@@ -289,6 +325,12 @@ def details(report: dict[str, Any]) -> str:
     floors = report["floors"]
     rows += ["", f"| {floors['engine']} in {floors['precision']}, batch | images/s |", "| ---: | ---: |"]
     rows += [f"| {size} | {rate:.0f} |" for size, rate in floors["model"].items()]
+    alone = 1e6 / floors["model"][1]
+    rows += [
+        "",
+        f"A lone picture after a pause: {floors['rested_us']:.0f} us in the network ({alone:.0f} us without pauses), "
+        f"{floors['hand_over_us']:.0f} us from the event loop to the inference thread and back.",
+    ]
     memory = " to ".join(f"{mb:.0f}" for mb in report["memory_mb"])
     rows += ["", f"ready after {report['ready_s']:.2f} s; {memory} MB resident"]
     if report["soak"]:

@@ -22,6 +22,7 @@ from training.recipe import Recipe
 
 CALIBRATION = 512  # held-out pictures that the ranges of int8 are read from
 SPEED_S = 0.25  # of measuring each batch size
+SMALLEST = 1e-30  # of a probability before its logarithm is taken
 REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
 
 
@@ -59,15 +60,15 @@ def write(
 
     Gives what was saved, and its probabilities for the test images, or for the held-out ones where there are none.
     """
-    temperature = measures.fit_temperature(predict.logits(network, holdout.images), holdout.labels)
     results: dict[str, Any] = {"training_s": round(seconds)}
-    card = card.model_copy(update={"temperature": temperature, "results": results})
     references = _references(holdout)
     weights = Weights(card, half(network), references, np.empty(0, np.float32), "")
-    card = card.model_copy(update={"activation_ranges": _activation_ranges(weights, holdout.images[:CALIBRATION])})
-    probabilities = _exact(weights, references)
-    weights = weights._replace(card=card, reference_probabilities=probabilities)
-    run = engine.load(weights)
+    ranges = _activation_ranges(weights, holdout.images[:CALIBRATION])
+    weights = _with(weights, activation_ranges=ranges, results=results)
+    sharp = predict.served(engine.load(weights), holdout.images)
+    temperature = measures.fit_temperature(sharp.clamp_min(SMALLEST).log(), holdout.labels)
+    weights = _with(weights, temperature=temperature)
+    card, run = weights.card, engine.load(weights)
     answers = predict.served(run, holdout.images)
     results.update(_results("holdout", answers, holdout.labels))
     if len(test):
@@ -75,8 +76,14 @@ def write(
         results.update(_results("test", answers, test.labels))
         card = card.model_copy(update={"test_accuracy": round(measures.accuracy(answers, test.labels), 6)})
     results["speed"] = speed.figures(run, card.input_size, SPEED_S)
-    save(path, card, weights.state, references, probabilities)
+    save(path, card, weights.state, references, weights.reference_probabilities)
     return weights._replace(card=card), answers
+
+
+def _with(weights: Weights, **changes: Any) -> Weights:
+    """With another card, and the reference probabilities that follow from it."""
+    weights = weights._replace(card=weights.card.model_copy(update=changes))
+    return weights._replace(reference_probabilities=_exact(weights, weights.reference_images))
 
 
 @torch.no_grad()

@@ -26,8 +26,6 @@ class Recipe:
     steps: int = knob(0, "schedule", "updates of the network, in place of epochs; 0: by epochs")
     batch_size: int = knob(1000, "schedule", "images a step, over all processes")
     holdout: float = knob(0.05, "schedule", "share of the training images kept aside to choose and to calibrate by")
-    small_share: float = knob(0.0, "schedule", "share of the steps, the first ones, made on smaller pictures")
-    small_size: int = knob(24, "schedule", "pixels of those")
     seed: int = knob(0, "schedule", "of initialisation, order and augmentation; repeats a run on one machine")
 
     optimizer: str = knob(
@@ -112,12 +110,6 @@ def from_flags(arguments: argparse.Namespace, begun: Recipe | None = None) -> Re
         ("epochs", recipe.epochs > 0, "above 0"),
         ("batch-size", recipe.batch_size >= 1, "at least 1"),
         ("holdout", 0 < recipe.holdout < 1, "a share between 0 and 1"),
-        ("small-share", 0 <= recipe.small_share <= 1, "a share from 0 to 1"),
-        (
-            "small-size",
-            not recipe.small_share or 12 <= recipe.small_size <= recipe.image_size,
-            "from 12 to the image size",
-        ),
         ("cutout", 0 <= recipe.cutout <= recipe.image_size, "from 0 to the image size"),
         ("translate", 0 <= recipe.translate < recipe.image_size, "from 0 to below the image size"),
         ("jpeg", 0 <= recipe.jpeg <= 1, "a share from 0 to 1"),

@@ -113,7 +113,7 @@ class Trainer:
         """One update; gives the summed loss, the right answers and the images of this process's share."""
         if self.ranks.world == 1:  # DistributedDataParallel settles at its start whose gradients it waits for
             optimizers.freeze_ended(self.optimizers, self.step)
-        images = self._resized(batch.images.to(self.device).permute(0, 3, 1, 2))
+        images = batch.images.to(self.device).permute(0, 3, 1, 2)
         labels = batch.labels.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits = self._parallel(images)
@@ -125,16 +125,6 @@ class Trainer:
         optimizers.update(self.optimizers, loss * scale, self.step)
         self.step += 1
         return loss.item(), int((logits.argmax(1) == labels).sum()), len(labels)
-
-    def _resized(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] at the size that this part of the run learns from.
-
-        Small pictures first (Howard 2018, "Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26", fast.ai).
-        """
-        if self.step >= self.recipe.small_share * self.total_steps:
-            return images
-        size = (self.recipe.small_size, self.recipe.small_size)
-        return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
 
     def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """Summed over the batch: from the labels, and where there is a teacher mostly from its answers."""

@@ -62,7 +62,7 @@ def test_a_seed_repeats_a_run(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    everything = ["--epochs", "30", "--small-share", "0.5", "--small-size", "16"]
+    everything = ["--epochs", "30"]
     whole = weights.load(fit(folder, tmp_path / "whole", *everything, "--checkpoint-s", "0"))
     flags = ["--data", str(folder), "--out", str(tmp_path / "cut.safetensors"), "--run-dir", str(tmp_path / "cut")]
     flags += [*SMALL, *everything, "--checkpoint-s", "0"]
