@@ -1,4 +1,4 @@
-"""A trained network as a weights file: calibrated, rounded to half precision, and measured as it will be served."""
+"""A trained network as a weights file: rounded, calibrated, and measured as it will be served."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,20 +15,26 @@ from app.errors import SettingsError
 from app.model import engine, networks
 from app.model.networks import ConvNet
 from app.model.torch_engine import load_network
-from app.model.weights import Card, Tensors, Weights, save
+from app.model.weights import SCALE, Card, Tensors, Weights, save, to_int8
 from training import measures, predict, speed
 from training.data import DataSet, Split
 from training.recipe import Recipe
 
+FILTERS = 4  # dimensions: output and input channels, height, width
 CALIBRATION = 512  # held-out pictures that the ranges of int8 are read from
 SPEED_S = 0.25  # of measuring each batch size
 SMALLEST = 1e-30  # of a probability before its logarithm is taken
 REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
 
 
-def half(network: nn.Module) -> Tensors:
-    """The state of the network as it is served, in half precision."""
-    return {name: value.cpu().half().numpy() for name, value in networks.fold(network).state_dict().items()}
+def rounded(network: nn.Module) -> Tensors:
+    """The state of the network as it is stored: a ConvNet's groups' filters in int8, the rest in half precision."""
+    tensors = {name: value.float().cpu() for name, value in networks.fold(network).state_dict().items()}
+    state: Tensors = {name: value.half().numpy() for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if isinstance(network, ConvNet) and name.startswith("groups.") and value.ndim == FILTERS:
+            state[name], state[name + SCALE] = to_int8(value.numpy())
+    return state
 
 
 def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> Card:
@@ -62,7 +68,7 @@ def write(
     """
     results: dict[str, Any] = {"training_s": round(seconds)}
     references = _references(holdout)
-    weights = Weights(card, half(network), references, np.empty(0, np.float32), "")
+    weights = Weights(card, rounded(network), references, np.empty(0, np.float32), "")
     ranges = _activation_ranges(weights, holdout.images[:CALIBRATION])
     weights = _with(weights, activation_ranges=ranges, results=results)
     sharp = predict.served(engine.load(weights), holdout.images)

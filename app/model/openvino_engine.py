@@ -55,7 +55,7 @@ class OpenVINOEngine:
 def graph(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
     """uint8 [N, S, S, 3] to probabilities [N, classes]; convolutions with a range are quantised."""
     card = weights.card
-    state = {name: value.astype(np.float32) for name, value in weights.state.items()}
+    state = weights.floats()
     groups, depth = len(card.arguments["widths"]), card.arguments["depth"]
     images = ops.parameter([-1, card.input_size, card.input_size, 3], np.uint8)
     pixels = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))

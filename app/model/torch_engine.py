@@ -55,7 +55,7 @@ def load_network(weights: Weights) -> nn.Module:
         raise WeightsError(f"The architecture {card.architecture!r} is not known to this version.") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"The arguments of {card.architecture} cannot be: {error}") from error
-    state = {name: torch.from_numpy(value).float() for name, value in weights.state.items()}
+    state = {name: torch.from_numpy(value) for name, value in weights.floats().items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

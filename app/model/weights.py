@@ -1,7 +1,8 @@
 """The weights file: safetensors with a card in its metadata. Reader and writer side by side; nothing is unpickled.
 
-Tensors: the network's state in half precision, `reference.images` (uint8 [R, S, S, 3]) and
-`reference.probabilities` (float32 [R, classes]), which the service must reproduce before it is ready.
+Tensors: the network's state, `reference.images` (uint8 [R, S, S, 3]) and `reference.probabilities` (float32
+[R, classes]), which the service must reproduce before it is ready. The state is in half precision; a tensor in int8
+stands for its product with `<name>.scale`, which has one number for each output channel.
 Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see Card) and the `digest`, a SHA-256 over the card
 and every tensor.
 """
@@ -24,6 +25,7 @@ Tensors = dict[str, NDArray[Any]]
 BUNDLED = Path(__file__).parents[1] / "assets" / "cifar10.safetensors"
 
 METADATA = "thirtytwo"
+SCALE = ".scale"
 REFERENCE_IMAGES, REFERENCE_PROBABILITIES = "reference.images", "reference.probabilities"
 
 
@@ -54,6 +56,8 @@ class Card(BaseModel):
 
 
 class Weights(NamedTuple):
+    """A file's content; `state` as it is stored."""
+
     card: Card
     state: Tensors
     reference_images: NDArray[np.uint8]
@@ -63,6 +67,24 @@ class Weights(NamedTuple):
     @property
     def version(self) -> str:
         return self.sha256[:8]
+
+    def floats(self) -> dict[str, NDArray[np.float32]]:
+        """The network's state by its own names; raises WeightsError for scales that do not fit."""
+        floats = {name: value.astype(np.float32) for name, value in self.state.items() if not name.endswith(SCALE)}
+        for name, scale in self.state.items():
+            if name.endswith(SCALE):
+                filters = floats.get(name.removesuffix(SCALE), np.empty(0))
+                if scale.shape != (*filters.shape[:1], *[1] * (filters.ndim - 1)):
+                    raise WeightsError(f"The tensor {name} does not fit what it scales.")
+                filters *= scale
+        return floats
+
+
+def to_int8(filters: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Filters [out, ...] in 255 steps for each output channel, and the size of its step, [out, 1, ...]."""
+    largest = np.abs(filters).max(tuple(range(1, filters.ndim)), keepdims=True)
+    steps = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(filters / steps).astype(np.int8), steps
 
 
 def save(path: Path, card: Card, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:

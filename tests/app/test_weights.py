@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from app.errors import WeightsError
 from app.model import weights
@@ -32,6 +34,24 @@ def test_saving_again_gives_the_same_file(tiny_weights: Path, tmp_path: Path) ->
 
 def test_everyone_may_read_a_saved_file(tiny_weights: Path) -> None:
     assert tiny_weights.stat().st_mode & 0o777 == 0o644
+
+
+@given(filters=arrays(np.float32, (3, 2, 2, 2), elements=st.floats(-4, 4, width=32)))
+def test_int8_is_off_by_half_a_step_at_most(tiny_weights: Path, filters: NDArray[np.float32]) -> None:
+    steps, size = weights.to_int8(filters)
+    loaded = weights.load(tiny_weights)
+    floats = loaded._replace(state={"f": steps, "f.scale": size, "bias": np.ones(3, np.float16)}).floats()
+    assert floats.keys() == {"f", "bias"}
+    assert (np.abs(floats["f"] - filters) <= 0.5001 * size).all()
+    assert (np.abs(filters).max((1, 2, 3)) <= 127.001 * size.ravel()).all()
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1), (3, 2), (2, 1), (3, 1, 1)])
+def test_scales_that_do_not_fit_are_named(tiny_weights: Path, shape: tuple[int, ...]) -> None:
+    state = {"f": np.ones((3, 2), np.int8), "f.scale": np.ones(shape, np.float32)}
+    for broken in (state, {"f.scale": state["f.scale"]}):
+        with pytest.raises(WeightsError, match=r"f\.scale does not fit"):
+            weights.load(tiny_weights)._replace(state=broken).floats()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_a_folder_becomes_a_weights_file_that_knows_its_classes(
     macs = 31**2 * 24 * 12 + 31**2 * 216 * 8 + 15**2 * 72 * 8 + (15**2 + 7**2) * 72 * 8 + (7**2 + 3**2) * 72 * 8 + 24
     assert loaded.card.forward_gflops == pytest.approx(2e-9 * macs, rel=1e-3)
     assert loaded.reference_images.shape == (3, 32, 32, 3)
+    filters = loaded.state["groups.1.convs.1.weight"], loaded.state["whiten.weight"]
+    assert [tensor.dtype for tensor in filters] == [np.int8, np.float16]
     assert set(loaded.card.results["speed"]["images_per_s"]) == {"1", "8", "32", "128"}
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == list(range(1, 9))
