@@ -24,6 +24,7 @@ class Recipe:
 
     epochs: float = knob(16.0, "schedule", "passes over the training images")
     steps: int = knob(0, "schedule", "updates of the network, in place of epochs; 0: by epochs")
+    average: bool = knob(False, "schedule", "a finished run that is resumed for more epochs: average all its ends")
     batch_size: int = knob(1000, "schedule", "images a step, over all processes")
     holdout: float = knob(0.05, "schedule", "share of the training images kept aside to choose and to calibrate by")
     seed: int = knob(0, "schedule", "of initialisation, order and augmentation; repeats a run on one machine")

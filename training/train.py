@@ -196,7 +196,7 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     train(trainer, holdout, folder, arguments.checkpoint_s, arguments.tensorboard)
     if ranks.first:
         seconds = trainer.seconds
-        _, answers = export.write(arguments.out, card, dataset.test, holdout, trainer.network, seconds)
+        _, answers = export.write(arguments.out, card, dataset.test, holdout, trainer.result(), seconds)
         where, split = ("held-out", holdout) if arguments.skip_test else ("test", dataset.test)
         accuracy = _report(folder, f"{name}, {where} images", trainer.history, answers, split, dataset.classes)
         print(f"{arguments.out}: {where} accuracy {accuracy:.2%} after {seconds:.0f} s; {folder}/report.md tells more")

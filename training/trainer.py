@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -12,10 +13,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from app.errors import ThirtytwoError
-from training import checkpoint, optimizers
+from training import averaging, checkpoint, optimizers
 from training.batches import Batch, Batches
 from training.distributed import Ranks
 from training.recipe import Recipe
+
+AVERAGED = 10  # batches that an averaged network's normalisation is measured on
 
 
 class Diverged(ThirtytwoError):
@@ -56,6 +59,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: list[Epoch] = []
+        self.ends: list[averaging.State] = []  # what this run ended with before it went on
         self._parallel = ranks.wrap(self.network)
 
     @property
@@ -72,21 +76,36 @@ class Trainer:
             raise Diverged(f"A weight is no number any more at step {self.step}; a lower learning rate may help.")
         return checkpoint.of(self.network, self.optimizers) | {
             "recipe": asdict(self.recipe),
+            "ends": self.ends,
+            "total_steps": self.total_steps,
             "step": self.step,
             "seconds": self.seconds,
             "history": [tuple(epoch) for epoch in self.history],
         }
 
     def restore(self, state: checkpoint.State) -> None:
-        """Rates and their ends stay those of this trainer's recipe: it may be longer than the one that was begun."""
+        """Rates and their ends stay those of this trainer's recipe: it may be longer than the one that was begun.
+
+        What a finished run ended with is kept for the average, where the recipe asks for one.
+        """
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         planned = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         checkpoint.into(self.network, self.optimizers, state)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, plan in zip(groups, planned, strict=True):
             group.update(plan)
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.ends = state["step"], state["seconds"], state["ends"]
+        if self.recipe.average and state["total_steps"] <= self.step < self.total_steps:
+            self.ends.append(state["network"])
         self.history = [Epoch(*epoch) for epoch in state["history"]]
+
+    def result(self) -> nn.Module:
+        """The network, or the average of all that this run ended with."""
+        if not self.ends:
+            return self.network
+        batches = islice(self.batches.epoch(len(self.history)), AVERAGED)
+        images = (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches)
+        return averaging.average(self.network, self.ends, images)
 
     def run_epoch(self, after_step: Callable[[], None]) -> tuple[float, float, float]:
         """One pass, or what is left of it; gives images/s, mean loss and accuracy. Raises Diverged."""

@@ -100,6 +100,17 @@ def test_a_finished_run_goes_on_for_longer_at_rates_that_fall_again(folder: Path
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
+def test_a_run_that_went_on_averages_its_ends(folder: Path, tmp_path: Path) -> None:
+    fit(folder, tmp_path, "--epochs", "2")
+    first = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["network"]["head.weight"]
+    for epochs in ("4", "4"):  # a finished run that is resumed as it is writes the same file again
+        loaded = weights.load(fit(folder, tmp_path, "--resume", "--epochs", epochs, "--average"))
+        state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+        assert len(state["ends"]) == 1
+        mean = (first + state["network"]["head.weight"]) / 2
+        assert np.array_equal(loaded.state["head.weight"], mean.half().numpy())
+
+
 def test_a_resumed_run_keeps_its_network(folder: Path, tmp_path: Path) -> None:
     fit(folder, tmp_path, "--epochs", "1")
     with pytest.raises(SystemExit, match="A resumed run keeps its network"):

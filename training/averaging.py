@@ -1,0 +1,36 @@
+"""The mean of several networks that one run came to, which does better than each of them.
+
+Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407).
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+@torch.no_grad()
+def average(network: nn.Module, others: Sequence[State], images: Iterable[Tensor]) -> nn.Module:
+    """A network with the mean of its own and the other states' parameters.
+
+    Its normalisation follows the statistics of the images, uint8 [N, 3, H, W], as the networks saw them in training.
+    """
+    mean = copy.deepcopy(network)
+    for name, parameter in mean.named_parameters():
+        states = [parameter, *(state[name].to(parameter.device) for state in others)]
+        parameter.copy_(torch.stack(states).mean(0))
+    norms = [module for module in mean.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    mean.train()
+    for batch in images:
+        with torch.autocast(batch.device.type, torch.bfloat16):
+            mean(batch)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    return mean.eval()
