@@ -26,7 +26,7 @@ RECIPE = Recipe(
     filter_lr=0.24,
     label_smoothing=0.2,
     translate=2,
-    jpeg=0,
+    cutout=0,
 )
 
 
