@@ -1,5 +1,5 @@
 """The public recipe for 94 % (Jordan 2024, arXiv 2404.00498) as one would port it to a CPU: our trainer without what it
-adds for speed. Its times to an accuracy stand beside ours in docs/training.md.
+adds for speed, to compare times to an accuracy on one machine.
 
     python -m benchmarks.port --data DIR
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from app.model import networks
-from training import data, export
+from training import data
 from training.batches import Batches
 from training.distributed import Ranks
 from training.recipe import Recipe
@@ -41,7 +41,6 @@ def main() -> None:
     network = prepare(RECIPE, split, len(dataset.classes))
     ranks = Ranks()
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
-    print(export.describe("port", dataset, RECIPE, network).forward_gflops, "GFLOPs an image")
     trainer = Trainer(network, RECIPE, Batches(split, RECIPE, ranks.rank, ranks.world), torch.device("cpu"), ranks)
     train(trainer, holdout, arguments.run_dir, checkpoint_s=3600)
 

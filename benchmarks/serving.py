@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -160,33 +160,15 @@ def per_call_us(work: Callable[[int], object], seconds: float = 0.5) -> float:
     return best
 
 
-def rested_us(work: Callable[[], object], times: int = 500, pause_s: float = 0.001) -> float:
-    """Microseconds that a call takes after a pause, as a lone client's comes: the median."""
+async def rested_us(work: Callable[[], Awaitable[object]], times: int = 500, pause_s: float = 0.001) -> float:
+    """Microseconds that an answer takes after a pause, as a lone client's comes: the median."""
     taken = []
     for _ in range(times):
-        time.sleep(pause_s)
+        await asyncio.sleep(pause_s)
         begun = time.perf_counter()
-        work()
+        await work()
         taken.append(time.perf_counter() - begun)
     return median(taken) * 1e6
-
-
-def hand_over_us(times: int = 500, pause_s: float = 0.001) -> float:
-    """Microseconds from the event loop to the inference thread and back, with no work there: the median."""
-
-    async def ask() -> float:
-        batcher: Batcher[int, int] = Batcher(lambda items: items, [1], 1)
-        batcher.start()
-        taken = []
-        for _ in range(times):
-            await asyncio.sleep(pause_s)
-            begun = time.perf_counter()
-            await batcher.submit([0], 1.0)
-            taken.append(time.perf_counter() - begun)
-        batcher.close()
-        return median(taken) * 1e6
-
-    return uvloop.run(ask())
 
 
 def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
@@ -195,11 +177,17 @@ def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
     settings = Settings()
     run = engine.load(weights.load(settings.weights), "cpu")
     one = np.zeros((1, LIMITS.size, LIMITS.size, 3), np.uint8)
+    idle: Batcher[int, int] = Batcher(lambda items: items, [1], 1)
+    idle.start()
+
+    async def network() -> None:
+        run(one)
+
     return {
         "parse_us": per_call_us(lambda i: parse_form(bodies[i % len(bodies)], b"BOUNDARY", settings)),
         "decode_us": per_call_us(lambda i: decode(files[i % len(files)][1], LIMITS)),
-        "rested_us": rested_us(lambda: run(one)),
-        "hand_over_us": hand_over_us(),
+        "rested_us": uvloop.run(rested_us(network)),
+        "hand_over_us": uvloop.run(rested_us(lambda: idle.submit([0], 1.0))),
         "engine": run.name,
         "precision": run.precision,
         "model": speed.measure(run, LIMITS.size, SIZES),

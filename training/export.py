@@ -1,6 +1,6 @@
 """A trained network as a weights file: rounded, calibrated, and measured as it will be served."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from training import measures, predict, speed
 from training.data import DataSet, Split
 from training.recipe import Recipe
 
-FILTERS = 4  # dimensions: output and input channels, height, width
 CALIBRATION = 512  # held-out pictures that the ranges of int8 are read from
 SPEED_S = 0.25  # of measuring each batch size
 SMALLEST = 1e-30  # of a probability before its logarithm is taken
@@ -29,12 +28,20 @@ REFERENCES = 8  # held-out pictures of as many classes, for the service to check
 
 def rounded(network: nn.Module) -> Tensors:
     """The state of the network as it is stored: a ConvNet's groups' filters in int8, the rest in half precision."""
-    tensors = {name: value.float().cpu() for name, value in networks.fold(network).state_dict().items()}
-    state: Tensors = {name: value.half().numpy() for name, value in tensors.items()}
-    for name, value in tensors.items():
-        if isinstance(network, ConvNet) and name.startswith("groups.") and value.ndim == FILTERS:
-            state[name], state[name + SCALE] = to_int8(value.numpy())
+    folded = networks.fold(network).cpu()
+    state: Tensors = {name: value.half().numpy() for name, value in folded.state_dict().items()}
+    for name, convolution in _convolutions(folded):
+        filters = f"{name}.weight"
+        state[filters], state[filters + SCALE] = to_int8(convolution.weight.detach().float().numpy())
     return state
+
+
+def _convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Those of a ConvNet's groups, which are stored and served in int8, by name; none of other networks."""
+    if isinstance(network, ConvNet):
+        for name, module in network.groups.named_modules(prefix="groups"):
+            if isinstance(module, nn.Conv2d):
+                yield name, module
 
 
 def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> Card:
@@ -120,17 +127,14 @@ def _references(holdout: Split) -> np.ndarray:
 
 @torch.inference_mode()
 def _activation_ranges(weights: Weights, images: Tensor) -> dict[str, float]:
-    """The largest input of each convolution of a ConvNet's groups; empty for other networks."""
+    """The largest input of each convolution that is served in int8."""
     network, ranges = load_network(weights), dict[str, float]()
-    if not isinstance(network, ConvNet):
-        return ranges
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: ranges.update({name: max(ranges.get(name, 0.0), inputs[0].max().item())})
 
-    for name, module in network.groups.named_modules(prefix="groups"):
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(note(name))
+    for name, convolution in _convolutions(network):
+        convolution.register_forward_pre_hook(note(name))
     for part in images.split(predict.SERVED_BATCH):
         network(part.permute(0, 3, 1, 2))
     return ranges

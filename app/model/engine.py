@@ -74,7 +74,7 @@ def _has_cuda() -> bool:
 
 
 def _openvino(weights: Weights, device: str, threads: int, precision: str) -> Engine:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # or the import tells its maker of itself
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None bars its import, which reports home
     from app.model.openvino_engine import OpenVINOEngine
 
     chosen = pick_precision(features()) if precision == "auto" else precision
