@@ -29,7 +29,8 @@ def app(settings: Settings) -> Application:
 def replicas(settings: Settings, load_engine: LoadEngine = engine.load, **options: Any) -> Application:
     """The options are those of a deployment and go before what follows from the settings."""
     follows = {
-        "max_ongoing_requests": 2 * settings.max_batch,  # one batch at work and the next one gathering
+        # one batch at work and the next one gathering, but no more than the replica itself has room for
+        "max_ongoing_requests": min(2 * settings.max_batch, settings.max_queue),
         "max_queued_requests": settings.max_queue,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
         "autoscaling_config": AutoscalingConfig(max_replicas=4, target_ongoing_requests=settings.max_batch),
