@@ -65,6 +65,7 @@ class ModelCard(BaseModel):
     parameters: int
     forward_gflops: float | None
     temperature: float
+    smoothing: float
     activation_ranges: dict[str, float]
     test_accuracy: float | None
     data_set: str

@@ -13,14 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.errors import SettingsError
 from app.model import engine, networks
+from app.model.engine import Engine
 from app.model.networks import ConvNet
-from app.model.torch_engine import load_network
+from app.model.torch_engine import calibrate, load_network
 from app.model.weights import SCALE, Card, Tensors, Weights, save, to_int8
-from training import measures, predict, speed
+from training import augment, measures, predict, speed
 from training.data import DataSet, Split
 from training.recipe import Recipe
 
-CALIBRATION = 512  # held-out pictures that the ranges of int8 are read from
+RANGED = 512  # held-out pictures that the ranges of int8 are read from
+CALIBRATION_QUALITY = 80  # of JPEG
 SPEED_S = 0.25  # of measuring each batch size
 SMALLEST = 1e-30  # of a probability before its logarithm is taken
 REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
@@ -69,18 +71,17 @@ def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) ->
 def write(
     path: Path, card: Card, test: Split, holdout: Split, network: nn.Module, seconds: float
 ) -> tuple[Weights, Tensor]:
-    """Fits the temperature on the held-out images, reads the test images once, if at all, and saves; raises OSError.
+    """Calibrates on the held-out images, reads the test images once, if at all, and saves; raises OSError.
 
     Gives what was saved, and its probabilities for the test images, or for the held-out ones where there are none.
     """
     results: dict[str, Any] = {"training_s": round(seconds)}
     references = _references(holdout)
     weights = Weights(card, rounded(network), references, np.empty(0, np.float32), "")
-    ranges = _activation_ranges(weights, holdout.images[:CALIBRATION])
+    ranges = _activation_ranges(weights, holdout.images[:RANGED])
     weights = _with(weights, activation_ranges=ranges, results=results)
-    sharp = predict.served(engine.load(weights), holdout.images)
-    temperature = measures.fit_temperature(sharp.clamp_min(SMALLEST).log(), holdout.labels)
-    weights = _with(weights, temperature=temperature)
+    temperature, smoothing = _calibration(engine.load(weights), holdout)
+    weights = _with(weights, temperature=temperature, smoothing=smoothing)
     card, run = weights.card, engine.load(weights)
     answers = predict.served(run, holdout.images)
     results.update(_results("holdout", answers, holdout.labels))
@@ -119,6 +120,13 @@ def _results(split: str, answers: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
+def _calibration(run: Engine, holdout: Split) -> tuple[float, float]:
+    """Temperature and smoothing that suit pictures as they are and as JPEG, since uploads are both."""
+    recoded = torch.stack([augment.recode(image, CALIBRATION_QUALITY) for image in holdout.images])
+    answers = torch.cat([predict.served(run, images) for images in (holdout.images, recoded)])
+    return measures.fit_calibration(answers.clamp_min(SMALLEST).log(), holdout.labels.repeat(2))
+
+
 def _references(holdout: Split) -> np.ndarray:
     """One held-out picture of each of the first classes."""
     firsts = [int((holdout.labels == label).nonzero()[0]) for label in holdout.labels.unique()[:REFERENCES]]
@@ -145,5 +153,4 @@ def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
     """Probabilities of the stored weights in float32 on the CPU."""
     network = load_network(weights)
     logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
-    probabilities: Tensor = (logits / weights.card.temperature).softmax(1)
-    return probabilities.numpy()
+    return calibrate(logits, weights.card.temperature, weights.card.smoothing).numpy()

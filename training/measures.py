@@ -1,10 +1,16 @@
 """Pure functions of (logits or probabilities, labels); nothing here prints or plots."""
 
+from collections.abc import Callable
+from functools import partial
 from math import exp, log, sqrt
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from app.model.torch_engine import calibrate
+
+SMOOTHINGS = [step / 200 for step in range(21)]
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -44,14 +50,20 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     return sum(n * abs(conf - hit) for n, conf, hit in reliability(probabilities, labels, bins)) / len(labels)
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The divisor of the logits, 0.01 to 100, with the least negative log-likelihood (Guo et al. 2017).
+def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Temperature, 0.1 to 10, and smoothing, up to 0.1, with the least negative log-likelihood by `calibrate`."""
 
-    The likelihood is convex in the divisor's inverse, so that a search by thirds finds its minimum.
-    """
-    low, high = log(0.01), log(100.0)
-    for _ in range(60):
+    def loss(log_temperature: float, smoothing: float) -> float:
+        return F.nll_loss(calibrate(logits, exp(log_temperature), smoothing).log(), labels).item()
+
+    found = [(_lowest(partial(loss, smoothing=s), log(0.1), log(10.0)), s) for s in SMOOTHINGS]
+    log_temperature, smoothing = min(found, key=lambda pair: loss(*pair))
+    return exp(log_temperature), smoothing
+
+
+def _lowest(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one valley between the two ends has its minimum, searched by thirds."""
+    for _ in range(40):
         third = (high - low) / 3
-        left, right = (F.cross_entropy(logits / exp(t), labels).item() for t in (low + third, high - third))
-        low, high = (low, high - third) if left < right else (low + third, high)
-    return exp((low + high) / 2)
+        low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
+    return (low + high) / 2

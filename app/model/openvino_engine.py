@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from app.errors import SettingsError, WeightsError
-from app.model.weights import Weights
+from app.model.weights import LEAST, Weights
 
 Array = NDArray[np.float32]
 
@@ -73,7 +73,13 @@ def graph(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
     features = ops.reduce_max(x, np.array([2, 3]))
     head = state["head.weight"] / (card.arguments["widths"][-1] * card.temperature)
     logits = ops.matmul(features, ops.constant(head), transpose_a=False, transpose_b=True)
-    return openvino.Model([ops.softmax(logits, 1)], [images])
+    return openvino.Model([_sharpen(ops.softmax(logits, 1), card.smoothing / len(card.classes))], [images])
+
+
+def _sharpen(answer: openvino.Node, floor: float) -> openvino.Node:
+    """`torch_engine.calibrate` after softmax."""
+    left = ops.maximum(ops.subtract(answer, np.float32(floor)), ops.multiply(answer, np.float32(LEAST)))
+    return ops.divide(left, ops.reduce_sum(left, np.array([1]), keep_dims=True))
 
 
 def _convolution(

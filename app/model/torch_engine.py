@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from app.errors import SettingsError, WeightsError
 from app.model import networks
-from app.model.weights import Weights
+from app.model.weights import LEAST, Weights
 
 
 class TorchEngine:
@@ -28,7 +28,7 @@ class TorchEngine:
         self.precision = str(dtype).removeprefix("torch.")
         network = load_network(weights).to(self._device, dtype)
         self._network = network.to(memory_format=torch.channels_last)
-        self._temperature = weights.card.temperature
+        self._calibration = weights.card.temperature, weights.card.smoothing
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -36,7 +36,7 @@ class TorchEngine:
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
         logits = self._network(batch.to(self._device).permute(0, 3, 1, 2)).float()
-        probabilities: NDArray[np.float32] = (logits / self._temperature).softmax(1).cpu().numpy()
+        probabilities: NDArray[np.float32] = calibrate(logits, *self._calibration).cpu().numpy()
         return probabilities
 
     def memory(self) -> tuple[int, int] | None:
@@ -44,6 +44,17 @@ class TorchEngine:
             return None
         free, total = torch.cuda.mem_get_info(self._device)
         return total - free, total
+
+
+def calibrate(logits: Tensor, temperature: float, smoothing: float) -> Tensor:
+    """Probabilities [N, classes] that tell how often they are right; their order is that of the logits.
+
+    One temperature for all (Guo et al. 2017, arXiv 1706.04599), then label smoothing undone: a network that learnt
+    targets with an even answer of weight s mixed in gives that mixture.
+    """
+    answer = (logits / temperature).softmax(1)
+    left = torch.maximum(answer - smoothing / answer.shape[1], answer * LEAST)
+    return left / left.sum(1, keepdim=True)
 
 
 def load_network(weights: Weights) -> nn.Module:

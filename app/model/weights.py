@@ -24,6 +24,7 @@ Tensors = dict[str, NDArray[Any]]
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "cifar10.safetensors"
 
+LEAST = 0.01  # what is left of a probability below the share of smoothing, so that the order stays
 METADATA = "thirtytwo"
 SCALE = ".scale"
 REFERENCE_IMAGES, REFERENCE_PROBABILITIES = "reference.images", "reference.probabilities"
@@ -46,6 +47,9 @@ class Card(BaseModel):
         float | None, Field(gt=0, description="for one image, a multiply-add counted as two; null in early files")
     ] = None
     temperature: Annotated[float, Field(gt=0, lt=100, description="logits are divided by it before softmax")]
+    smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of an even answer that is taken out of softmax's")
+    ] = 0.0
     activation_ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="largest input that each convolution gets in int8, clipped beyond"
     )

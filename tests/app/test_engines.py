@@ -39,6 +39,21 @@ def test_every_engine_gives_the_networks_probabilities(
     assert np.abs(got - tiny.reference_probabilities).max() < tolerance
 
 
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_smoothing_is_undone_and_the_order_stays(tiny: Weights, name: str) -> None:
+    plain = tiny.reference_probabilities
+    smoothing = 10 * float(np.sort(plain, 1)[0, -3])  # all but two of the first image's classes are below it
+    less = np.maximum(plain - smoothing / 10, plain / 100)
+    expected = less / less.sum(1, keepdims=True)
+    card = tiny.card.model_copy(update={"smoothing": smoothing})
+    got = engine.load(tiny._replace(card=card, reference_probabilities=expected), name=name, precision="float32")(
+        tiny.reference_images
+    )
+    assert np.abs(got - expected).max() < 1e-5
+    assert np.array_equal(got.argsort(1), plain.argsort(1))
+    assert got[0].max() > 2 * plain[0].max()
+
+
 def test_the_fast_engine_does_not_mind_the_company(tiny: Weights) -> None:
     """An answer is the same, bit for bit, alone and in any batch."""
     run = engine.load(tiny, name="openvino")

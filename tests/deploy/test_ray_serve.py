@@ -44,8 +44,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "120000",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
-    # Both nodes' proxies share one port here, so no load balancer keeps callers from one that leaves.
-    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3600",
 }
 NODE = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
 CALLERS = 8
@@ -74,12 +72,14 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Runs `serve run` with the file that we ship, but for the weights, the port and how fast it scales."""
+    """Runs `serve run` with the file that we ship, but for weights, port, the one proxy and how fast it scales."""
     port = free_port()
 
     def run_with(weights: Path) -> str:
         config = yaml.safe_load((ROOT / "deploy" / "ray_serve.yaml").read_text())
         config["http_options"]["port"] = port
+        # Both nodes' proxies would share one port here, and nothing keeps callers from one that is only starting.
+        config["proxy_location"] = "HeadOnly"
         (application,) = config["applications"]
         application["args"] |= {"weights": str(weights), "max_batch": 16}
         application["deployments"][0]["autoscaling_config"] |= {

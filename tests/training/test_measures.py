@@ -47,9 +47,11 @@ def test_reliability_counts_every_image_once(count: int, seed: int) -> None:
     assert sum(n for n, _, _ in measures.reliability(probabilities, labels)) == count
 
 
-@pytest.mark.parametrize("true", [0.2, 1.0, 3.0])
-def test_the_temperature_is_found_again(true: float) -> None:
+@pytest.mark.parametrize(("temperature", "smoothing"), [(0.2, 0.0), (1.0, 0.05), (3.0, 0.1)])
+def test_temperature_and_smoothing_are_found_again(temperature: float, smoothing: float) -> None:
     chance = torch.Generator().manual_seed(0)
-    logits = torch.randn(20_000, 5, generator=chance) * 2
-    labels = torch.multinomial(logits.softmax(1), 1, generator=chance).squeeze(1)
-    assert measures.fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.05)
+    truth = (torch.randn(50_000, 5, generator=chance) * 4).softmax(1)
+    labels = torch.multinomial(truth, 1, generator=chance).squeeze(1)
+    told = (1 - smoothing) * truth + smoothing / 5
+    found = measures.fit_calibration(told.log() * temperature, labels)
+    assert found == (pytest.approx(temperature, rel=0.05), pytest.approx(smoothing, abs=0.011))
