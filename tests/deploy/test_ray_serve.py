@@ -44,6 +44,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "120000",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # else the one proxy never asks the other node
 }
 NODE = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
 CALLERS = 8
