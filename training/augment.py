@@ -60,6 +60,11 @@ def recompress(images: Tensor, share: float, quality: tuple[int, int], generator
     return out
 
 
+def recode_all(images: Tensor, quality: int, kind: str = "JPEG") -> Tensor:
+    """Every image uint8 [N, H, W, 3] after `recode` at one quality."""
+    return torch.stack([recode(image, quality, kind) for image in images])
+
+
 def recode(image: Tensor, quality: int, kind: str = "JPEG") -> Tensor:
     """One image uint8 [H, W, 3] after a round trip through JPEG or WEBP with 4:2:0 chroma subsampling."""
     buffer = io.BytesIO()

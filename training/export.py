@@ -122,7 +122,7 @@ def _results(split: str, answers: Tensor, labels: Tensor) -> dict[str, Any]:
 
 def _calibration(run: Engine, holdout: Split) -> tuple[float, float]:
     """Temperature and smoothing that suit pictures as they are and as JPEG, since uploads are both."""
-    recoded = torch.stack([augment.recode(image, CALIBRATION_QUALITY) for image in holdout.images])
+    recoded = augment.recode_all(holdout.images, CALIBRATION_QUALITY)
     answers = torch.cat([predict.served(run, images) for images in (holdout.images, recoded)])
     return measures.fit_calibration(answers.clamp_min(SMALLEST).log(), holdout.labels.repeat(2))
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from app.model.torch_engine import calibrate
 
-SMOOTHINGS = [step / 200 for step in range(21)]
+SMOOTHINGS = [step / 200 for step in range(21)]  # that a calibration is chosen from
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from training import augment, measures, views
@@ -40,7 +39,7 @@ def of_formats(answer: Answer, split: Split) -> list[Reading]:
     """One view of the pictures as they come back from lossy formats."""
     readings = []
     for kind, quality in FORMATS:
-        recoded = torch.stack([augment.recode(image, quality, kind) for image in split.images])
+        recoded = augment.recode_all(split.images, quality, kind)
         readings.append(take(f"{kind} of quality {quality}", answer(recoded), split.labels))
     return readings
 
