@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from app.model.torch_engine import calibrate
 
-SMOOTHINGS = [step / 200 for step in range(21)]  # that a calibration is chosen from
+SMOOTHINGS = [step / 100 for step in range(21)]  # that a calibration is chosen from
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -51,7 +51,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Temperature, 0.1 to 10, and smoothing, up to 0.1, with the least negative log-likelihood by `calibrate`."""
+    """Temperature, 0.1 to 10, and smoothing, up to 0.2, with the least negative log-likelihood by `calibrate`."""
 
     def loss(log_temperature: float, smoothing: float) -> float:
         return F.nll_loss(calibrate(logits, exp(log_temperature), smoothing).log(), labels).item()
