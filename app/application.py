@@ -133,12 +133,14 @@ def _lifespan(
             metrics.queue.set(batcher.waiting)
             statistics.observe_pass(size, seconds)
 
-        def classify(pixels: Sequence[Pixels]) -> list[NDArray[np.float32]]:
-            probabilities = loaded.classify(pixels)
+        def classify(pixels: Sequence[Pixels], alone: bool) -> list[NDArray[np.float32]]:
+            probabilities = loaded.classify(pixels, alone)
             metrics.observe_predictions(probabilities)
             return probabilities
 
-        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(classify, sizes, config.max_queue, observe_pass)
+        batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
+            classify, sizes, config.max_queue, observe_pass, runner.lanes
+        )
         with (
             ThreadPoolExecutor(2, "decode") as decoders,
             draining_signals(lifecycle, config.drain_s),

@@ -1,7 +1,8 @@
-"""Gathers what waits into batches for one worker thread. Knows neither HTTP nor images nor torch.
+"""Gathers what waits into batches for a few worker threads. Knows neither HTTP nor images nor torch.
 
-While the worker is busy, what arrives gathers; when it is free, it takes what is there, oldest first, at once. There
-is no window to wait for. A request's items may be spread over several batches and share them with other requests.
+While a worker is busy, what arrives gathers; once it is free, it takes what is there, oldest first, at once. There is
+no window to wait for. Where a full batch has gathered, another worker takes it meanwhile. A request's items may be
+spread over several batches and share them with other requests.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from math import ceil, inf
 from typing import Generic, NamedTuple, TypeVar
 
@@ -45,7 +47,7 @@ class Ticket(Generic[Item, Result]):
         self.loop = loop
         self.future: asyncio.Future[Answer[Result]] = loop.create_future()
         self.taken = 0  # items that have left the queue
-        self.results: list[Result] = []
+        self.results: dict[int, Result] = {}  # by the item's place
         self.error: Exception | None = None
         self.submitted = time.monotonic()
         self.queue_s = 0.0
@@ -62,7 +64,8 @@ class Ticket(Generic[Item, Result]):
         if self.error is not None:
             self.future.set_exception(self.error)
         else:
-            self.future.set_result(Answer(self.results, self.queue_s, self.run_s))
+            results = [self.results[place] for place in range(len(self.items))]
+            self.future.set_result(Answer(results, self.queue_s, self.run_s))
 
     def expire(self, timeout_s: float) -> None:
         if not self.future.done():
@@ -73,25 +76,42 @@ class Span(NamedTuple, Generic[Item, Result]):
     """Neighbouring items of one request in a batch."""
 
     ticket: Ticket[Item, Result]
-    items: Sequence[Item]
+    places: range
+
+    @property
+    def items(self) -> Sequence[Item]:
+        return self.ticket.items[self.places.start : self.places.stop]
 
 
 Batch = list[Span[Item, Result]]
 
 
-class Batcher(Generic[Item, Result]):
-    """A bounded queue before one thread that calls `run` with as many items as the largest of `sizes` that waits.
+class Pass(NamedTuple, Generic[Item, Result]):
+    """A batch that a worker has taken; `alone` where no other worker had one."""
 
-    `run` must give one result per item. When it raises, the batch is halved until only the guilty items fail.
-    `on_batch(size, seconds)` is told of each pass.
+    batch: Batch[Item, Result]
+    alone: bool
+    begun: float
+
+
+Outcome = tuple[Span[Item, Result], Sequence[Result] | Exception]
+
+
+class Batcher(Generic[Item, Result]):
+    """A bounded queue before `lanes` threads that call `run` with as many items as the largest of `sizes` that waits.
+
+    `run(items, alone)` must give one result per item; `alone` says that no other thread is at it just now. When it
+    raises, the batch is halved until only the guilty items fail. `on_batch(size, seconds)` is told of each pass, one
+    after the other.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item]], Sequence[Result]],
+        run: Callable[[Sequence[Item], bool], Sequence[Result]],
         sizes: Sequence[int],
         max_queue: int,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+        lanes: int = 1,
     ) -> None:
         self._run = run
         self._sizes = sorted(sizes)
@@ -102,28 +122,33 @@ class Batcher(Generic[Item, Result]):
         self._waiting = 0
         self._items_per_s = 0.0
         self._closed = False
-        self._running: Batch[Item, Result] = []
-        self._running_since = 0.0
-        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._running: dict[int, Pass[Item, Result]] = {}  # by lane
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane,), name=f"inference-{lane}", daemon=True)
+            for lane in range(lanes)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
-        """Items in the queue, those in the running batch not counted."""
+        """Items in the queue, those in the running batches not counted."""
         return self._waiting
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def stalled_s(self) -> float:
-        """Seconds that the running pass has taken so far, 0 between passes; infinity once the thread is gone."""
-        if not self._thread.is_alive():
+        """Seconds that the longest running pass has taken so far, 0 between passes; infinity once a thread is gone."""
+        if not self.alive:
             return inf
-        return time.monotonic() - self._running_since if self._running else 0.0
+        with self._changed:
+            begun = [each.begun for each in self._running.values()]
+        return time.monotonic() - min(begun) if begun else 0.0
 
     async def submit(self, items: Sequence[Item], timeout_s: float) -> Answer[Result]:
         """Queues the items and waits for all results.
@@ -143,19 +168,22 @@ class Batcher(Generic[Item, Result]):
                 self._withdraw(ticket)
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Ends the thread once the queue is empty, or after wait_s seconds; what still waits gets NotReady."""
+        """Ends the threads once the queue is empty, or after wait_s seconds; what still waits gets NotReady."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(wait_s)
+        deadline = time.monotonic() + wait_s
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
         self._refuse(list(self._tickets))
 
     def fail(self) -> None:
         """Answers all that waits or runs with NotReady, and takes no more: for a thread that will not."""
         with self._changed:
             self._closed = True
-        self._refuse([span.ticket for span in self._running] + list(self._tickets))
+            running = [span.ticket for each in self._running.values() for span in each.batch]
+        self._refuse(running + list(self._tickets))
 
     def _refuse(self, tickets: list[Ticket[Item, Result]]) -> None:
         with self._changed:
@@ -178,7 +206,7 @@ class Batcher(Generic[Item, Result]):
             self.check_room(count)
             self._tickets.append(ticket)
             self._waiting += count
-            self._changed.notify()
+            self._wake()
 
     def _seconds_of_work(self) -> int:
         """Whole seconds, at least 1, until what waits now will have been answered at the measured rate."""
@@ -190,65 +218,80 @@ class Batcher(Generic[Item, Result]):
                 self._tickets.remove(ticket)
                 self._waiting -= len(ticket.items) - ticket.taken
 
-    def _work(self) -> None:
-        while batch := self._take():
-            self._running_since = time.monotonic()
-            self._running = batch
-            self._answer(batch)
-            self._running = []
-            self._settle(batch, time.monotonic() - self._running_since)
+    def _work(self, lane: int) -> None:
+        while taken := self._take(lane):
+            outcomes = self._answer(taken.batch, taken.alone)
+            self._settle(lane, outcomes)
 
-    def _take(self) -> Batch[Item, Result]:
-        """The oldest waiting items, as many as the largest size that they fill; empty once closed and drained."""
-        batch: Batch[Item, Result] = []
+    def _take(self, lane: int) -> Pass[Item, Result] | None:
+        """The oldest waiting items, as many as the largest size that they fill; none once closed and drained."""
         with self._changed:
-            while not self._tickets and not self._closed:
+            while not self._enough() and not self._closed:
                 self._changed.wait()
+            if not self._tickets:
+                return None
             now = time.monotonic()
             room = self._sizes[max(0, bisect_right(self._sizes, self._waiting) - 1)]
+            batch: Batch[Item, Result] = []
             while self._tickets and room:
                 ticket = self._tickets[0]
                 if ticket.taken == 0:
                     ticket.queue_s = now - ticket.submitted
-                span = Span(ticket, ticket.items[ticket.taken : ticket.taken + room])
-                ticket.taken += len(span.items)
-                room -= len(span.items)
-                self._waiting -= len(span.items)
-                batch.append(span)
+                places = range(ticket.taken, min(ticket.taken + room, len(ticket.items)))
+                ticket.taken += len(places)
+                room -= len(places)
+                self._waiting -= len(places)
+                batch.append(Span(ticket, places))
                 if ticket.taken == len(ticket.items):
                     self._tickets.popleft()
-        return batch
+            self._running[lane] = taken = Pass(batch, not self._running, now)
+            self._wake()
+        return taken
 
-    def _answer(self, batch: Batch[Item, Result]) -> None:
+    def _enough(self) -> bool:
+        """Whether a free worker has something to take: beside others only a full batch, since small ones cost more."""
+        return self._waiting >= (self._sizes[-1] if self._running else 1)
+
+    def _wake(self) -> None:
+        if self._enough():  # a worker woken for nothing would hold up the event loop
+            self._changed.notify()
+
+    def _answer(self, batch: Batch[Item, Result], alone: bool) -> list[Outcome[Item, Result]]:
+        """Each span's results, or the error of one item that fails by itself."""
         items = [item for span in batch for item in span.items]
         try:
-            results = self._run(items)
+            results = self._run(items, alone)
             if len(results) != len(items):
                 raise RuntimeError(f"{len(results)} results for {len(items)} items")
         except Exception as error:
             if len(items) == 1:
                 logger.exception("an item failed in the model")
-                batch[0].ticket.error = error
-                return
-            for half in _halves(batch):
-                self._answer(half)
-        else:
-            begin = 0
-            for ticket, part in batch:
-                ticket.results += results[begin : begin + len(part)]
-                begin += len(part)
+                return [(batch[0], error)]
+            return [outcome for half in _halves(batch) for outcome in self._answer(half, alone)]
+        row = iter(results)
+        return [(span, list(islice(row, len(span.places)))) for span in batch]
 
-    def _settle(self, batch: Batch[Item, Result], seconds: float) -> None:
+    def _settle(self, lane: int, outcomes: list[Outcome[Item, Result]]) -> None:
         """Hands out what is complete, and learns the rate."""
-        count = sum(len(span.items) for span in batch)
-        rate = count / max(seconds, 1e-6)
-        self._items_per_s = 0.8 * self._items_per_s + 0.2 * rate if self._items_per_s else rate
-        self._on_batch(count, seconds)
-        for ticket, _ in batch:
-            ticket.run_s += seconds
-            if ticket.error is not None:
-                self._withdraw(ticket)
-        _hand_out([ticket for ticket, _ in batch if ticket.done])
+        with self._changed:
+            lanes = len(self._running)  # that shared the cores with this one
+            batch, _, begun = self._running.pop(lane)
+            seconds = time.monotonic() - begun
+            count = sum(len(span.places) for span in batch)
+            rate = lanes * count / max(seconds, 1e-6)
+            self._items_per_s = 0.8 * self._items_per_s + 0.2 * rate if self._items_per_s else rate
+            for span, outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    span.ticket.error = outcome
+                else:
+                    span.ticket.results.update(zip(span.places, outcome, strict=True))
+            for ticket, _ in batch:
+                ticket.run_s += seconds
+                if ticket.error is not None:
+                    self._withdraw(ticket)
+            self._on_batch(count, seconds)
+            done = [ticket for ticket, _ in batch if ticket.done]
+        _hand_out(done)
 
 
 def _halves(batch: Batch[Item, Result]) -> tuple[Batch[Item, Result], Batch[Item, Result]]:
@@ -256,9 +299,9 @@ def _halves(batch: Batch[Item, Result]) -> tuple[Batch[Item, Result], Batch[Item
     if len(batch) > 1:
         middle = len(batch) // 2
         return batch[:middle], batch[middle:]
-    ticket, items = batch[0]
-    middle = len(items) // 2
-    return [Span(ticket, items[:middle])], [Span(ticket, items[middle:])]
+    ((ticket, places),) = batch
+    middle = len(places) // 2
+    return [Span(ticket, places[:middle])], [Span(ticket, places[middle:])]
 
 
 def _hand_out(tickets: Sequence[Ticket[Item, Result]]) -> None:

@@ -13,13 +13,15 @@ from app.model.weights import Weights
 
 
 class Classifier:
-    """Runs every batch size once on construction, so that no caller pays for the first pass."""
+    """Runs every batch size once on construction, the largest in every lane, so that no caller pays for that."""
 
     def __init__(self, weights: Weights, engine: Engine, batch_sizes: Sequence[int]) -> None:
         self.weights = weights
         self.engine = engine
         for size in batch_sizes:
             self.classify([weights.reference_images[0]] * size)
+        for _ in range(engine.lanes):
+            self.classify([weights.reference_images[0]] * max(batch_sizes), alone=engine.lanes == 1)
 
     @property
     def classes(self) -> list[str]:
@@ -29,9 +31,12 @@ class Classifier:
     def input_size(self) -> int:
         return self.weights.card.input_size
 
-    def classify(self, pixels: Sequence[Pixels]) -> list[NDArray[np.float32]]:
-        """Images uint8 [S, S, 3] to probabilities float32 [classes]; raises ArithmeticError if any is not finite."""
-        probabilities = self.engine(np.stack(pixels))
+    def classify(self, pixels: Sequence[Pixels], alone: bool = True) -> list[NDArray[np.float32]]:
+        """Images uint8 [S, S, 3] to probabilities float32 [classes]; raises ArithmeticError if any is not finite.
+
+        `alone` is what the engine is told.
+        """
+        probabilities = self.engine(np.stack(pixels), alone)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the network gave probabilities that are not finite")
         return list(probabilities)

@@ -58,12 +58,12 @@ Fault = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
 
 class FaultyEngine:
     def __init__(self, real: Engine, fault: Fault) -> None:
-        self.name, self.device, self.precision = real.name, real.device, real.precision
+        self.name, self.device, self.precision, self.lanes = real.name, real.device, real.precision, real.lanes
         self._real = real
         self._fault = fault
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._fault(self._real(images), (images == 255).all((1, 2, 3)))
+    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
+        return self._fault(self._real(images, alone), (images == 255).all((1, 2, 3)))
 
     def memory(self) -> tuple[int, int] | None:
         return self._real.memory()

@@ -21,9 +21,13 @@ class Engine(Protocol):
     name: str
     device: str
     precision: str
+    lanes: int  # threads that may call it at once
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pixels uint8 [N, S, S, 3] to probabilities float32 [N, classes]."""
+    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
+        """Pixels uint8 [N, S, S, 3] to probabilities float32 [N, classes].
+
+        `alone` lets the call use all cores; no other may run beside it then that says the same of itself.
+        """
         ...
 
     def memory(self) -> tuple[int, int] | None:

@@ -6,6 +6,8 @@ steps of the range that the weights file gives for it.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import openvino
@@ -13,15 +15,22 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from app.errors import SettingsError, WeightsError
+from app.model.processor import lower_priority
 from app.model.weights import LEAST, Weights
 
 Array = NDArray[np.float32]
 
+LANES = 2  # at most; measured on two cores
 HINTS = {"int8": "bf16", "bfloat16": "bf16", "float32": "f32"}  # what int8 leaves over runs in bfloat16
 
 
 class OpenVINOEngine:
-    """Raises WeightsError for a file it cannot serve, SettingsError for a device that is not the CPU."""
+    """A lone call uses all threads; calls side by side have a share of them each, and none waits for another's.
+
+    In a batch that all threads share, each waits after every layer for the one that the event loop has interrupted.
+    Calls side by side leave the cores to the event loop when it wants them, or it could not even refuse in time.
+    Raises WeightsError for a file it cannot serve, SettingsError for a device that is not the CPU.
+    """
 
     name = "openvino"
     device = "cpu"
@@ -35,17 +44,27 @@ class OpenVINOEngine:
             raise SettingsError(f"THIRTYTWO_PRECISION: openvino serves in {', '.join(HINTS)}, not in {precision}.")
         self.precision = precision
         ranges = weights.card.activation_ranges if precision == "int8" else {}
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-        }
-        compiled = openvino.Core().compile_model(graph(weights, ranges), "CPU", options)
-        self._request = compiled.create_infer_request()
+        self.lanes = min(threads, LANES)
+        core, model = openvino.Core(), graph(weights, ranges)
+        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": HINTS[precision]}
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        outputs = self._request.infer({0: images}, share_inputs=True)
-        probabilities: NDArray[np.float32] = outputs[0]
+        def requests(streams: int) -> list[openvino.InferRequest]:
+            compiled = core.compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
+            return [compiled.create_infer_request() for _ in range(streams)]
+
+        (self._whole,) = requests(1)
+        self._shares = SimpleQueue[openvino.InferRequest]()
+        with ThreadPoolExecutor(1, initializer=lower_priority) as pool:  # the streams' threads inherit its priority
+            for request in pool.submit(requests, self.lanes).result() if self.lanes > 1 else [self._whole]:
+                self._shares.put(request)
+
+    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
+        request = self._whole if alone else self._shares.get()
+        try:
+            probabilities: NDArray[np.float32] = request.infer({0: images}, share_inputs=True)[0]
+        finally:
+            if not alone:
+                self._shares.put(request)
         return probabilities
 
     def memory(self) -> None:

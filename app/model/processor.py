@@ -1,7 +1,11 @@
 """What the processor offers: how many CPUs this process may use, and which fast arithmetic they have."""
 
 import os
+import sys
+import threading
 from pathlib import Path
+
+NICE = 10  # below the event loop, which starved with 3 (docs/performance.md)
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -31,3 +35,10 @@ def pick_precision(flags: frozenset[str]) -> str:
     if flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
         return "int8"
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+def lower_priority() -> None:
+    """Of this thread and of those that it starts, where the system lets the threads of a process differ."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)

@@ -21,19 +21,30 @@ class Recorder:
         self.free = threading.Event()
         self.free.set()
         self.entered = threading.Event()
+        self.most = 0  # calls at once
+        self._running: list[bool] = []
+        self._lock = threading.Lock()
 
-    def __call__(self, items: Sequence[int]) -> list[int]:
+    def __call__(self, items: Sequence[int], alone: bool) -> list[int]:
         self.entered.set()
+        with self._lock:
+            self._running.append(alone)
+            self.most = max(self.most, len(self._running))
+            assert self._running.count(True) <= 1
         self.free.wait(10)
         self.batches.append(list(items))
+        with self._lock:
+            self._running.remove(alone)
         if self.bad & set(items):
             raise ValueError("bad item")
         return [2 * item for item in items]
 
 
 class Running:
-    def __init__(self, model: Recorder, max_batch: int = 8, max_queue: int = 64, sizes: Sequence[int] = ()) -> None:
-        self.batcher: Batcher[int, int] = Batcher(model, sizes or range(1, max_batch + 1), max_queue)
+    def __init__(
+        self, model: Recorder, max_batch: int = 8, max_queue: int = 64, sizes: Sequence[int] = (), lanes: int = 1
+    ) -> None:
+        self.batcher: Batcher[int, int] = Batcher(model, sizes or range(1, max_batch + 1), max_queue, lanes=lanes)
 
     def __enter__(self) -> Batcher[int, int]:
         self.batcher.start()
@@ -47,8 +58,9 @@ class Running:
 @given(
     requests=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 3)), min_size=1, max_size=20),
     max_batch=st.integers(1, 9),
+    lanes=st.integers(1, 3),
 )
-def test_each_item_is_answered_once_in_its_place(requests: list[tuple[int, int]], max_batch: int) -> None:
+def test_each_item_is_answered_once_in_its_place(requests: list[tuple[int, int]], max_batch: int, lanes: int) -> None:
     model = Recorder()
     numbers = iter(range(10_000))
     work = [([next(numbers) for _ in range(count)], pause) for count, pause in requests]
@@ -61,7 +73,7 @@ def test_each_item_is_answered_once_in_its_place(requests: list[tuple[int, int]]
         assert answer.run_s > 0
 
     async def main() -> None:
-        with Running(model, max_batch, max_queue=1000) as batcher:
+        with Running(model, max_batch, max_queue=1000, lanes=lanes) as batcher:
             await asyncio.gather(*(send(batcher, items, pause) for items, pause in work))
             assert batcher.waiting == 0
 
@@ -75,16 +87,17 @@ def test_each_item_is_answered_once_in_its_place(requests: list[tuple[int, int]]
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12),
     bad=st.frozensets(st.integers(0, 30), max_size=5),
     left=st.frozensets(st.integers(0, 11), max_size=4),
+    lanes=st.integers(1, 3),
 )
 def test_only_the_guilty_fail_and_only_the_gone_go_unanswered(
-    sizes: list[int], bad: frozenset[int], left: frozenset[int]
+    sizes: list[int], bad: frozenset[int], left: frozenset[int], lanes: int
 ) -> None:
     model = Recorder(bad)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     work = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
 
     async def main() -> None:
-        with Running(model, 8, 1000) as batcher:
+        with Running(model, 8, 1000, lanes=lanes) as batcher:
             model.free.clear()
             tasks = [asyncio.create_task(batcher.submit(items, 10)) for items in work]
             await asyncio.sleep(0.002)
@@ -139,6 +152,23 @@ def test_a_large_request_is_split_and_shares_its_last_batch() -> None:
 
     asyncio.run(main())
     assert model.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+
+def test_a_second_worker_takes_full_batches_only() -> None:
+    model = Recorder()
+
+    async def main() -> None:
+        with Running(model, max_batch=4, lanes=2) as batcher:
+            model.free.clear()
+            request = asyncio.create_task(batcher.submit(list(range(11)), 10))
+            while model.most < 2:
+                await asyncio.sleep(0.001)
+            assert batcher.waiting == 3
+            model.free.set()
+            assert (await request).results == [2 * i for i in range(11)]
+
+    asyncio.run(main())
+    assert sorted(model.batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
 def test_batches_have_only_the_sizes_that_are_prepared() -> None:
@@ -244,7 +274,7 @@ def test_closing_gives_up_on_a_model_that_hangs() -> None:
 
 def test_a_model_that_miscounts_is_an_error() -> None:
     async def main() -> None:
-        batcher: Batcher[int, int] = Batcher(lambda items: [1, 2, 3], sizes=[4], max_queue=4)
+        batcher: Batcher[int, int] = Batcher(lambda items, alone: [1, 2, 3], sizes=[4], max_queue=4)
         batcher.start()
         with pytest.raises(RuntimeError, match="3 results for 1"):
             await batcher.submit([1], 5)

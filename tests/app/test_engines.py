@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,19 @@ def test_the_fast_engine_does_not_mind_the_company(tiny: Weights) -> None:
     run = engine.load(tiny, name="openvino")
     images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
     together = run(images)
-    for size in (1, 3, 8, 16):
-        assert np.array_equal(np.concatenate([run(images[i : i + size]) for i in range(0, 24, size)]), together)
+    for size, alone in ((1, True), (3, True), (8, False), (16, False)):
+        assert np.array_equal(np.concatenate([run(images[i : i + size], alone) for i in range(0, 24, size)]), together)
+
+
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (5, 2)])
+def test_the_fast_engine_serves_two_threads_at_once(tiny: Weights, threads: int, lanes: int) -> None:
+    run = engine.load(tiny, threads=threads, name="openvino")
+    assert run.lanes == lanes
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    expected = run(images)
+    with ThreadPoolExecutor(lanes) as pool:
+        for got in pool.map(lambda i: run(images[i:], alone=lanes == 1), range(60)):
+            assert np.array_equal(got, expected[-len(got) :])
 
 
 def test_a_cpu_gets_openvino_by_default(tiny: Weights) -> None:

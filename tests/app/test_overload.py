@@ -3,7 +3,9 @@
 The engine takes 10 ms an image here, so that it can do a hundred a second at most on whatever machine.
 """
 
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.model.processor import NICE, available_cpus
 from app.settings import Settings
 from tests import faulty
 from tests.conftest import serving
+from tests.processes import process
 
 ROOM = 250  # images in the queue
 
@@ -72,3 +76,13 @@ def test_a_flood_gets_answers_or_429_and_leaves_nothing_behind(service: httpx.Cl
     assert highest <= ROOM
     assert waiting(service) == 0
     assert ask(service, cat, 1).status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux" or available_cpus() == 1, reason="needs Linux's threads, and two lanes")
+def test_batches_side_by_side_yield_to_the_event_loop(tiny_weights: Path) -> None:
+    with process(tiny_weights) as (running, _):
+        threads = [int(task.name) for task in Path(f"/proc/{running.pid}/task").iterdir()]
+        nice = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+    normal = os.getpriority(os.PRIO_PROCESS, 0)
+    assert nice[running.pid] == normal
+    assert list(nice.values()).count(min(19, normal + NICE)) >= 2
