@@ -76,6 +76,9 @@ def plot(points: Sequence[Point]) -> Figure:
         for value, p in zip(values, points, strict=True):
             axes.annotate(p.name, (value, p.accuracy), (6, -10), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:,.3g}" if value < 1 else f"{value:,.0f}" for value in values])
+        axes.minorticks_off()
+        axes.margins(x=0.2)
         axes.grid(alpha=0.3)
     left.set(xlabel="GFLOPs an image", ylabel="held-out accuracy, 95 % interval")
     right.set(xlabel=f"images/s in batches of {BATCHES[-1]}")
