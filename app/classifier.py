@@ -20,8 +20,8 @@ class Classifier:
         self.engine = engine
         for size in batch_sizes:
             self.classify([weights.reference_images[0]] * size)
-        for _ in range(engine.lanes):
-            self.classify([weights.reference_images[0]] * max(batch_sizes), alone=engine.lanes == 1)
+        for size in sorted(batch_sizes)[-1:] * engine.lanes:
+            self.classify([weights.reference_images[0]] * size, alone=False)
 
     @property
     def classes(self) -> list[str]:
