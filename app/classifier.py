@@ -13,15 +13,16 @@ from app.model.weights import Weights
 
 
 class Classifier:
-    """Runs every batch size once on construction, the largest in every lane, so that no caller pays for that."""
+    """Runs every batch size once on construction, the largest in each of several lanes: no caller pays for that."""
 
     def __init__(self, weights: Weights, engine: Engine, batch_sizes: Sequence[int]) -> None:
         self.weights = weights
         self.engine = engine
         for size in batch_sizes:
             self.classify([weights.reference_images[0]] * size)
-        for size in sorted(batch_sizes)[-1:] * engine.lanes:
-            self.classify([weights.reference_images[0]] * size, alone=False)
+        if engine.lanes > 1:
+            for size in sorted(batch_sizes)[-1:] * engine.lanes:
+                self.classify([weights.reference_images[0]] * size, alone=False)
 
     @property
     def classes(self) -> list[str]:
