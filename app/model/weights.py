@@ -87,7 +87,8 @@ class Weights(NamedTuple):
 def to_int8(filters: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Filters [out, ...] in 255 steps for each output channel, and the size of its step, [out, 1, ...]."""
     largest = np.abs(filters).max(tuple(range(1, filters.ndim)), keepdims=True)
-    steps = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    steps = largest / np.float32(127)
+    steps[steps < np.finfo(np.float32).tiny] = 1  # nothing to tell apart, or a step too small to divide by
     return np.rint(filters / steps).astype(np.int8), steps
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ def test_everyone_may_read_a_saved_file(tiny_weights: Path) -> None:
 
 
 @given(filters=arrays(np.float32, (3, 2, 2, 2), elements=st.floats(-4, 4, width=32)))
+@example(filters=np.full((3, 2, 2, 2), 1e-45, np.float32))
+@example(filters=np.full((3, 2, 2, 2), 2e-43, np.float32))
 def test_int8_is_off_by_half_a_step_at_most(tiny_weights: Path, filters: NDArray[np.float32]) -> None:
     steps, size = weights.to_int8(filters)
     loaded = weights.load(tiny_weights)
