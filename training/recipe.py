@@ -20,11 +20,14 @@ class Recipe:
         (128, 384, 512), "network", "convnet: channels of the groups; more is slower and better"
     )
     depth: int = knob(3, "network", "convnet: convolutions a group; from 3 on with a skip around the last ones")
+    initial_weights: str = knob("", "network", "convnet: weights file whose filters it begins with; empty: by chance")
     image_size: int = knob(32, "network", "pixels; pictures of another size are scaled and cut to it")
 
     epochs: float = knob(24.0, "schedule", "passes over the training images")
     steps: int = knob(0, "schedule", "updates of the network, in place of epochs; 0: by epochs")
-    average: bool = knob(False, "schedule", "a finished run that is resumed for more epochs: average all its ends")
+    average: bool = knob(
+        False, "schedule", "the mean of this network, of --initial-weights and of what this run ended with before"
+    )
     batch_size: int = knob(1000, "schedule", "images a step, over all processes")
     holdout: float = knob(0.05, "schedule", "share of the training images kept aside to choose and to calibrate by")
     seed: int = knob(0, "schedule", "of initialisation, order and augmentation; repeats a run on one machine")

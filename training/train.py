@@ -23,7 +23,7 @@ from app.errors import ThirtytwoError
 from app.model import networks
 from app.model.networks import ConvNet
 from app.model.torch_engine import pick_device
-from training import checkpoint, data, distributed, export, measures, predict, report
+from training import checkpoint, data, distributed, export, measures, origin, predict, report
 from training.batches import Batches
 from training.data import DataSet, Split
 from training.distributed import Ranks
@@ -184,10 +184,11 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
         _report_data(dataset)
     split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
     network = prepare(recipe, split, len(dataset.classes))
+    begun = origin.begin(network, Path(recipe.initial_weights), split.images) if recipe.initial_weights else ""
     lesson = (
         teach(Path(recipe.teacher), dataset.classes, split.images, recipe.teacher_soften) if recipe.teacher else None
     )
-    shown = replace(recipe, teacher=lesson.teacher) if lesson else recipe
+    shown = replace(recipe, initial_weights=begun, teacher=lesson.teacher if lesson else "")
     card = export.describe(name, dataset, shown, network)
     batches = Batches(split, recipe, ranks.rank, ranks.world, lesson.targets if lesson else None)
     trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks)

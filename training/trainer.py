@@ -1,5 +1,6 @@
 """A network in training: what a checkpoint holds, and one pass over the data at a time."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -59,7 +60,9 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: list[Epoch] = []
-        self.ends: list[averaging.State] = []  # what this run ended with before it went on
+        self.ends: list[averaging.State] = []  # what this run began or ended with before it went on
+        if recipe.average and recipe.initial_weights:
+            self.ends.append(copy.deepcopy(self.network.state_dict()))
         self._parallel = ranks.wrap(self.network)
 
     @property

@@ -5,6 +5,7 @@ A network is trained as `build` makes it, and stored and served as `fold` leaves
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -195,3 +196,43 @@ def fold(network: nn.Module) -> nn.Module:
             group.convs[i] = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
             group.norms[i] = nn.Identity()
     return network
+
+
+@torch.no_grad()
+def unfold(network: ConvNet, folded: ConvNet, images: Tensor) -> None:
+    """Gives an initialised network the parameters of a folded one of its shape, so that it answers the same.
+
+    What the folding added up comes apart by the mean of what each normalisation sees of the images, uint8
+    [N, H, W, 3]. Filters get the norm that Muon keeps. A head for another number of classes stays as it is.
+    """
+    assert isinstance(network.normalize, Normalize)
+    assert network.whiten.bias is not None
+    assert folded.whiten.bias is not None
+    network.whiten.weight.copy_(folded.whiten.weight * network.normalize.std)
+    network.whiten.bias.copy_(folded.whiten.bias + (folded.whiten.weight * network.normalize.mean).sum((1, 2, 3)))
+    if network.head.weight.shape == folded.head.weight.shape:
+        network.head.weight.copy_(folded.head.weight)
+    hooks = []
+    for group, stored in zip(network.groups, folded.groups, strict=True):
+        assert isinstance(group, ConvGroup)
+        assert isinstance(stored, ConvGroup)
+        for conv, norm, whole in zip(group.convs, group.norms, stored.convs, strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(whole, nn.Conv2d)
+            size = len(whole.weight) ** 0.5 / float(whole.weight.norm())
+            conv.weight.copy_(whole.weight * size)
+            hooks.append(norm.register_forward_pre_hook(partial(_split, bias=whole.bias, size=size)))
+    network.eval()(images.permute(0, 3, 1, 2))
+    for hook in hooks:
+        hook.remove()
+
+
+def _split(norm: nn.BatchNorm2d, inputs: tuple[Tensor], bias: Tensor | None, size: float) -> None:
+    """Makes the normalisation of these inputs the same as division by `size` and addition of the bias."""
+    mean = inputs[0].mean((0, 2, 3))
+    assert bias is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.fill_(size**2 - norm.eps)
+    norm.bias.copy_(bias + mean / size)

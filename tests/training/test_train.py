@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,35 @@ def test_a_student_learns_from_a_teachers_answers_alone(folder: Path, tmp_path: 
     assert card.test_accuracy is not None
     assert card.test_accuracy > 0.9
     assert card.recipe["teacher"] == f"shades {weights.load(shades).version}"
+
+
+GENTLE = ["--filter-lr", "1e-6", "--bias-lr", "1e-6", "--head-lr", "1e-6", "--epochs", "1"]
+
+
+def test_a_run_can_begin_with_another_files_network(folder: Path, tmp_path: Path, shades: Path) -> None:
+    """Steps too small to learn by leave it as good as it was; averaged, its end counts as much as its beginning."""
+    card = weights.load(fit(folder, tmp_path, "--initial-weights", str(shades), "--average", *GENTLE)).card
+    assert card.test_accuracy == pytest.approx(weights.load(shades).card.test_accuracy, abs=0.05)
+    assert card.recipe["initial_weights"] == f"shades {weights.load(shades).version}"
+    (begun,) = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["ends"]
+    assert np.allclose(begun["head.weight"].numpy(), weights.load(shades).state["head.weight"])
+
+
+def test_filters_serve_other_classes_too(folder: Path, tmp_path: Path, shades: Path) -> None:
+    other = tmp_path / "other"
+    for part in ("train", "test"):
+        for label in ("bright", "dim"):
+            shutil.copytree(folder / part / label, other / part / label)
+    card = weights.load(fit(other, tmp_path, "--initial-weights", str(shades))).card
+    assert card.classes == ["bright", "dim"]
+    assert card.test_accuracy > 0.9
+
+
+def test_a_network_of_another_shape_cannot_be_begun_with(folder: Path, tmp_path: Path, shades: Path) -> None:
+    with pytest.raises(SystemExit, match=r"it asks for --widths 8,8,8 --depth 2"):
+        fit(folder, tmp_path, "--initial-weights", str(shades), "--widths", "8,8,16")
+    with pytest.raises(SystemExit, match="Only a convnet can begin"):
+        fit(folder, tmp_path, "--initial-weights", str(shades), "--arch", "mlp")
 
 
 def test_a_teacher_of_other_classes_is_refused(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
