@@ -7,6 +7,7 @@ import logging.config
 import sys
 import time
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, TextIO
 
 FLUSH_S = 0.1
@@ -72,7 +73,12 @@ class AccessLog:
 
 def _utc(seconds: float) -> str:
     whole = int(seconds)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int(1000 * (seconds - whole)):03d}Z"
+    return f"{_second(whole)}.{int(1000 * (seconds - whole)):03d}Z"
+
+
+@lru_cache(1)
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
 def config(level: str, style: str) -> dict[str, Any]:

@@ -1,12 +1,49 @@
 """uvicorn's HTTP protocol, impatient with slow senders and endless heads, and with a gentler end of its connections."""
 
-from asyncio import BaseTransport, TimerHandle, Transport
-from typing import ClassVar, cast
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle, Transport
+from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 GRACE_S = 0.05  # in which we read what has arrived while we were too busy to
 LINGER_S = 0.3  # a request that was sent before its sender could know of the stop arrives within this time
+JOINED_BYTES = 65_536  # more is handed on at once, for the flow control to see
+
+
+class Joining:
+    """A transport that sends what is written in one turn of the event loop as one: an answer's head and its body.
+
+    uvicorn writes them apart. Each write is a call of the kernel, a packet, and mostly a wake-up of the caller.
+    """
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > JOINED_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts, self._size = [], 0
 
 
 class Protocol(HttpToolsProtocol):
@@ -19,7 +56,7 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0  # bytes since the last whole head
 
     def connection_made(self, transport: BaseTransport) -> None:
-        super().connection_made(cast(Transport, transport))
+        super().connection_made(cast(Transport, Joining(cast(Transport, transport), self.loop)))
         self._start_watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

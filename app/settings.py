@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of the model; 0: all that may be used, shared out among the workers"
     )
     max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
-    max_queue: Count = Field(1024, description="images waiting before 429; about a second of work on two cores")
+    max_queue: Count = Field(512, description="images waiting before 429; under a second of work on two cores")
     request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
     max_files: Count = Field(256, description="files in one request")
     max_file_bytes: Count = Field(10_000_000, description="bytes of one file")

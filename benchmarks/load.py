@@ -8,13 +8,15 @@ hide it (no coordinated omission).
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
-from math import inf
 from typing import cast
 
 import numpy as np
+
+STALE_S = 2.0  # the service closes idle connections after 5 s; one that is about to be closed is no loss of a request
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Connection(asyncio.Protocol):
         self.retry_after = 0  # of the last answer
         self._buffer = b""
         self._answer: asyncio.Future[int] | None = None
+        self._told: Callable[[int], None] | None = None
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,6 +55,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
+        self._tell(0)
         if self._answer and not self._answer.done():
             self._answer.set_exception(error or ConnectionError("closed"))
 
@@ -60,19 +64,29 @@ class Connection(asyncio.Protocol):
         head = self._buffer.find(b"\r\n\r\n")
         if head < 0:
             return
-        if len(self._buffer) < head + 4 + self._number(b"\r\ncontent-length:", head):
+        names = self._buffer[:head].lower()
+        if len(self._buffer) < head + 4 + _number(names, b"\r\ncontent-length:"):
             return
-        self.retry_after = self._number(b"\r\nretry-after:", head)
-        self.closed = b"\r\nconnection: close" in self._buffer[:head].lower()  # said, and soon done
+        self.retry_after = _number(names, b"\r\nretry-after:")
+        self.closed = b"\r\nconnection: close" in names  # said, and soon done
         status, self._buffer = int(self._buffer[9:12]), b""
+        self._tell(status)
         if self._answer and not self._answer.done():
             self._answer.set_result(status)
 
-    def _number(self, header: bytes, head: int) -> int:
-        """The header's value, 0 where there is none."""
-        place = self._buffer.lower().find(header, 0, head)
-        begin = place + len(header)
-        return int(self._buffer[begin : self._buffer.index(b"\r\n", begin)]) if place >= 0 else 0
+    def _tell(self, status: int) -> None:
+        told, self._told = self._told, None
+        if told:
+            told(status)
+
+    def call(self, request: bytes, told: Callable[[int], None]) -> None:
+        """Sends a request; `told` gets the status of its answer, or 0 where the connection ends before."""
+        self._told = told
+        if self.closed:
+            self._tell(0)
+        else:
+            assert self._transport is not None
+            self._transport.write(request)
 
     def send(self, data: bytes) -> None:
         """A request or a piece of one; from the first piece on its answer is awaited. Raises OSError once closed."""
@@ -101,6 +115,12 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
+def _number(names: bytes, header: bytes) -> int:
+    """The value of a header in a head in lower case, 0 where there is none."""
+    _, found, rest = names.partition(header)
+    return int(rest.partition(b"\r\n")[0]) if found else 0
+
+
 async def connect(port: int) -> Connection:
     _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
     return connection
@@ -117,7 +137,13 @@ async def closed_loop(port: int, requests: list[bytes], concurrency: int, second
         while (sent := time.perf_counter()) < end:
             if connection.closed:
                 connection = await connect(port)
-            await _count(run, connection, next(source), sent, begin, end)
+            try:
+                status = await connection.ask(next(source))
+            except OSError:
+                status = 0
+            now = time.perf_counter()
+            if begin <= now < end or not status:
+                _count(run, connection, status, now - sent)
         connection.close()
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
@@ -127,52 +153,86 @@ async def closed_loop(port: int, requests: list[bytes], concurrency: int, second
 
 async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, connections: int = 16_384) -> Run:
     """`rate` requests a second at even distances, whatever the answers do; those that find no connection wait."""
-    run, source, idle = Run(), cycle(requests), deque[Connection]()
-    slots = asyncio.Semaphore(connections)
-    begin = time.perf_counter()
-
-    async def send(due: float) -> None:
-        async with slots:
-            connection = next((one for one in _popped(idle) if not one.closed), None) or await connect(port)
-            await _count(run, connection, next(source), due, begin, inf)
-            if not connection.closed:
-                idle.append(connection)
-
-    tasks: set[asyncio.Task[None]] = set()
-    for i in range(int(rate * seconds)):
-        due = begin + i / rate
-        if (early := due - time.perf_counter()) > 0:
-            await asyncio.sleep(early)
-        task = asyncio.create_task(send(due))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
-    run.seconds = time.perf_counter() - begin
-    for connection in idle:
-        connection.close()
-    return run
+    return await OpenLoop(port, requests, connections).run(int(rate * seconds), 1 / rate)
 
 
-def _popped(idle: deque[Connection]) -> Iterator[Connection]:
-    """The latest first; a service closes those that were idle for long."""
-    while idle:
-        yield idle.pop()
+class OpenLoop:
+    """Calls in place of tasks: at twice what a service can do, the generator's cost tells in what the service does."""
+
+    def __init__(self, port: int, requests: list[bytes], connections: int) -> None:
+        self._port = port
+        self._source = cycle(requests)
+        self._slots = connections  # that may still be opened
+        self._idle: deque[tuple[float, Connection]] = deque()
+        self._waiting: deque[float] = deque()  # when those were due that find no connection
+        self._opening: set[asyncio.Task[None]] = set()
+        self._left = 0
+        self._ended = asyncio.Event()
+        self._run = Run()
+
+    async def run(self, count: int, distance_s: float) -> Run:
+        begin, self._left = time.perf_counter(), count
+        for i in range(count):
+            due = begin + i * distance_s
+            if (early := due - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            self._start(due)
+        await self._ended.wait()
+        self._run.seconds = time.perf_counter() - begin
+        for _, connection in self._idle:
+            connection.close()
+        return self._run
+
+    def _start(self, due: float) -> None:
+        while self._idle:
+            since, connection = self._idle.pop()  # the latest first
+            if not connection.closed and time.perf_counter() - since < STALE_S:
+                self._send(connection, due)
+                return
+            connection.close()
+            self._slots += 1
+        if self._slots:
+            self._slots -= 1
+            task = asyncio.create_task(self._open(due))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        else:
+            self._waiting.append(due)
+
+    async def _open(self, due: float) -> None:
+        try:
+            connection = await connect(self._port)
+        except OSError:
+            connection = Connection()
+            connection.closed = True
+        self._send(connection, due)
+
+    def _send(self, connection: Connection, due: float) -> None:
+        connection.call(next(self._source), partial(self._answered, connection, due))
+
+    def _answered(self, connection: Connection, due: float, status: int) -> None:
+        now = time.perf_counter()
+        _count(self._run, connection, status, now - due)
+        self._left -= 1
+        if not self._left:
+            self._ended.set()
+        if connection.closed:
+            self._slots += 1
+        else:
+            self._idle.append((now, connection))
+        if self._waiting:
+            self._start(self._waiting.popleft())
 
 
-async def _count(run: Run, connection: Connection, request: bytes, since: float, begin: float, end: float) -> None:
-    """Asks, and counts the answer if it came between `begin` and `end`."""
-    try:
-        status = await connection.ask(request)
-    except OSError:
+def _count(run: Run, connection: Connection, status: int, latency: float) -> None:
+    if not status:
         run.failures += 1
         return
-    now = time.perf_counter()
-    if begin <= now < end:
-        run.statuses[status] += 1
-        if status == 200:
-            run.latencies.append(now - since)
-        if connection.retry_after:
-            run.retry_after[connection.retry_after] += 1
+    run.statuses[status] += 1
+    if status == 200:
+        run.latencies.append(latency)
+    if connection.retry_after:
+        run.retry_after[connection.retry_after] += 1
 
 
 def form(files: list[tuple[str, bytes]], path: str = "/predict") -> bytes:

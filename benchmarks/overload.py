@@ -20,7 +20,7 @@ from benchmarks.load import Run, closed_loop, connect, form, open_loop
 from benchmarks.serving import Served, pictures, process, service
 
 IMAGES = 16  # in a request: enough that the generator costs little beside the service
-CALLERS = 64  # of the closed loop
+CALLERS = 32  # of the closed loop, with as many images as the queue holds
 GOODPUT = 0.9
 RECOVERY_S = 1.0
 

@@ -23,11 +23,10 @@ from urllib.request import urlopen
 import uvloop
 from PIL import Image
 
-from benchmarks.load import Connection, connect, form, post
+from benchmarks.load import STALE_S, Connection, connect, form, post
 from benchmarks.serving import Served, pictures, process, service
 
 LOST_AFTER_S = 60.0
-STALE_S = 2.0  # the service closes idle connections after 5 s; one that is about to be closed is no loss of a request
 REFUSALS = (429, 503, 504)
 WARM_UP_S = 30.0  # of the same traffic, before memory and descriptors are looked at
 MEMORY_MB = 32.0  # growth that the scatter of the allocators explains
