@@ -56,8 +56,6 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
         self._tell(0)
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(error or ConnectionError("closed"))
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -71,8 +69,6 @@ class Connection(asyncio.Protocol):
         self.closed = b"\r\nconnection: close" in names  # said, and soon done
         status, self._buffer = int(self._buffer[9:12]), b""
         self._tell(status)
-        if self._answer and not self._answer.done():
-            self._answer.set_result(status)
 
     def _tell(self, status: int) -> None:
         told, self._told = self._told, None
@@ -93,7 +89,9 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         if self.closed:
             raise ConnectionError("closed")
-        self._answer = self._answer or asyncio.get_running_loop().create_future()
+        if self._answer is None:
+            self._answer = asyncio.get_running_loop().create_future()
+            self._told = partial(_settle, self._answer)
         self._transport.write(data)
 
     async def answer(self) -> int:
@@ -113,6 +111,15 @@ class Connection(asyncio.Protocol):
             self._answer.cancel()
         if self._transport:
             self._transport.close()
+
+
+def _settle(answer: asyncio.Future[int], status: int) -> None:
+    if answer.done():
+        return  # nobody waits any more
+    if status:
+        answer.set_result(status)
+    else:
+        answer.set_exception(ConnectionError("closed"))
 
 
 def _number(names: bytes, header: bytes) -> int:
