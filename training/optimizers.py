@@ -86,7 +86,7 @@ def update(optimizers: list[Optimizer], loss: Tensor, step: int) -> None:
     loss.backward()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * max(0.0, 1 - step / group["end"])
+            group["lr"] = group["initial_lr"] * (1 - step / group["end"]) if step < group["end"] else 0.0
         optimizer.step()
 
 

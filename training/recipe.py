@@ -113,6 +113,8 @@ def from_flags(arguments: argparse.Namespace, begun: Recipe | None = None) -> Re
         ("image-size", recipe.arch != "lenet" or recipe.image_size == 32, "32 for lenet"),
         ("epochs", recipe.epochs > 0, "above 0"),
         ("batch-size", recipe.batch_size >= 1, "at least 1"),
+        ("bias-lr", recipe.bias_lr > 0, "above 0"),
+        ("head-lr", recipe.head_lr > 0, "above 0"),
         ("holdout", 0 < recipe.holdout < 1, "a share between 0 and 1"),
         ("cutout", 0 <= recipe.cutout <= recipe.image_size, "from 0 to the image size"),
         ("translate", 0 <= recipe.translate < recipe.image_size, "from 0 to below the image size"),

@@ -44,6 +44,13 @@ def test_rates_fall_to_zero_at_the_end_of_their_group() -> None:
     assert [group["lr"] / group["initial_lr"] for group in groups] == pytest.approx([0, 0.7, 0.7, 0.7])
 
 
+def test_a_group_can_be_at_its_end_from_the_start() -> None:
+    built = optimizers.build(ConvNet(10, (8, 8, 8)), Recipe(whiten_bias_epochs=0), 100, total=100, per_epoch=10)
+    groups = [group for optimizer in built for group in optimizer.param_groups]
+    optimizers.update(built, _loss(groups), step=0)
+    assert [group["lr"] / group["initial_lr"] for group in groups] == [0, 1, 1, 1]
+
+
 def test_a_group_at_its_end_is_spared_the_gradient() -> None:
     network = ConvNet(10, (8, 8, 8))
     built = optimizers.build(network, Recipe(whiten_bias_epochs=3), batch_size=100, total=100, per_epoch=10)

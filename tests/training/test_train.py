@@ -124,6 +124,7 @@ def test_a_resumed_run_keeps_its_network(folder: Path, tmp_path: Path) -> None:
         (["--holdout", "100"], "--holdout must be a share between 0 and 1"),
         (["--cutout", "40"], "--cutout must be from 0 to the image size"),
         (["--widths", "8,0"], "--widths must be positive numbers"),
+        (["--head-lr", "0"], "--head-lr must be above 0"),
         (["--resume"], "There is no checkpoint at"),
         (["--filter-lr", "nan"], "The loss is nan at step 1"),
     ],
