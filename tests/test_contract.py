@@ -65,11 +65,20 @@ def test_make_targets_exist() -> None:
     assert {line.split()[0] for line in listed.splitlines()} >= {"serve", "test", "train", "lint"}
 
 
+def assert_alike(got: str, said: str) -> None:
+    """The same but for the last digits of probabilities, which depend on the processor."""
+    probability = re.compile(r"0\.\d+")
+    assert probability.sub("p", got) == probability.sub("p", said)
+    assert list(map(float, probability.findall(got))) == pytest.approx(
+        list(map(float, probability.findall(said))), abs=0.005
+    )
+
+
 def test_the_readmes_curl_gives_the_readmes_answer(bundled: httpx.Client) -> None:
     command, answer = re.search(r"```console\n\$ (curl .*?)\n(\{.*?\})\n```", README, re.DOTALL).groups()
     file, url = re.fullmatch(r"curl -F file=@(\S+) localhost:8000(\S+)", command).groups()
     response = bundled.post(url, files={"file": (Path(file).name, (ROOT / file).read_bytes())})
-    assert response.text == answer
+    assert_alike(response.text, answer)
 
 
 @pytest.mark.parametrize(
@@ -84,4 +93,5 @@ def test_the_readmes_programs_print_what_the_readme_says(
     (tmp_path / f"program.{suffix}").write_text(program.replace("http://localhost:8000", address))
     command = [interpreter, tmp_path / f"program.{suffix}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == (f"{printed}\n", "")
+    assert_alike(done.stdout, f"{printed}\n")
+    assert done.stderr == ""
