@@ -63,9 +63,8 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
 
 
 def _top_k(query: bytes, classes: int) -> int:
-    if not query:
-        return min(3, classes)
-    values = [value for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if name == "top_k"]
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else []
+    values = [value for name, value in pairs if name == "top_k"]
     text = values[-1] if values else str(min(3, classes))
     if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= classes):
         raise InvalidParameter(f"top_k is {text[:20]!r}; it must be a whole number from 1 to {classes}.")

@@ -133,6 +133,29 @@ async def connect(port: int) -> Connection:
     return connection
 
 
+class Idle:
+    """Connections that wait for their next request; the latest is taken first, and none that was idle for long."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[float, Connection]] = deque()
+
+    def add(self, connection: Connection) -> None:
+        if not connection.closed:
+            self._kept.append((time.perf_counter(), connection))
+
+    def take(self) -> Connection | None:
+        while self._kept:
+            since, connection = self._kept.pop()
+            if not connection.closed and time.perf_counter() - since < STALE_S:
+                return connection
+            connection.close()
+        return None
+
+    def close(self) -> None:
+        for _, connection in self._kept:
+            connection.close()
+
+
 async def closed_loop(port: int, requests: list[bytes], concurrency: int, seconds: float, warm_up_s: float) -> Run:
     """Each of `concurrency` connections sends its next request as soon as the last is answered."""
     run, source = Run(), cycle(requests)
@@ -169,9 +192,9 @@ class OpenLoop:
     def __init__(self, port: int, requests: list[bytes], connections: int) -> None:
         self._port = port
         self._source = cycle(requests)
-        self._slots = connections  # that may still be opened
-        self._idle: deque[tuple[float, Connection]] = deque()
-        self._waiting: deque[float] = deque()  # when those were due that find no connection
+        self._slots = connections  # requests that may still be under way at once
+        self._idle = Idle()
+        self._waiting: deque[float] = deque()  # when those were due that find no slot
         self._opening: set[asyncio.Task[None]] = set()
         self._left = 0
         self._ended = asyncio.Event()
@@ -184,27 +207,23 @@ class OpenLoop:
             if (early := due - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
             self._start(due)
-        await self._ended.wait()
+        if self._left:
+            await self._ended.wait()
         self._run.seconds = time.perf_counter() - begin
-        for _, connection in self._idle:
-            connection.close()
+        self._idle.close()
         return self._run
 
     def _start(self, due: float) -> None:
-        while self._idle:
-            since, connection = self._idle.pop()  # the latest first
-            if not connection.closed and time.perf_counter() - since < STALE_S:
-                self._send(connection, due)
-                return
-            connection.close()
-            self._slots += 1
-        if self._slots:
-            self._slots -= 1
+        if not self._slots:
+            self._waiting.append(due)
+            return
+        self._slots -= 1
+        if connection := self._idle.take():
+            self._send(connection, due)
+        else:
             task = asyncio.create_task(self._open(due))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-        else:
-            self._waiting.append(due)
 
     async def _open(self, due: float) -> None:
         try:
@@ -218,15 +237,12 @@ class OpenLoop:
         connection.call(next(self._source), partial(self._answered, connection, due))
 
     def _answered(self, connection: Connection, due: float, status: int) -> None:
-        now = time.perf_counter()
-        _count(self._run, connection, status, now - due)
+        _count(self._run, connection, status, time.perf_counter() - due)
+        self._slots += 1
         self._left -= 1
         if not self._left:
             self._ended.set()
-        if connection.closed:
-            self._slots += 1
-        else:
-            self._idle.append((now, connection))
+        self._idle.add(connection)
         if self._waiting:
             self._start(self._waiting.popleft())
 

@@ -13,7 +13,7 @@ import platform
 import random
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from urllib.request import urlopen
 import uvloop
 from PIL import Image
 
-from benchmarks.load import STALE_S, Connection, connect, form, post
+from benchmarks.load import Connection, Idle, connect, form, post
 from benchmarks.serving import Served, pictures, process, service
 
 LOST_AFTER_S = 60.0
@@ -129,7 +129,7 @@ class Soak:
         self._kinds = kinds
         self._port = port
         self._rate = rate
-        self._idle: deque[tuple[float, Connection]] = deque()
+        self._idle = Idle()
 
     async def run(self, seconds: float) -> None:
         shares = [kind.share for kind in self._kinds]
@@ -141,8 +141,7 @@ class Soak:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         await asyncio.gather(*tasks)
-        while self._idle:
-            self._idle.pop()[1].close()
+        self._idle.close()
 
     async def _send(self, kind: Kind) -> None:
         count = self.counts[kind.name]
@@ -156,16 +155,13 @@ class Soak:
             connection.close()
             return
         now = time.perf_counter()
-        if status and not connection.closed:
-            self._idle.append((now, connection))
+        if status:
+            self._idle.add(connection)
         _judge(count, kind, status, now - sent)
 
     async def _connection(self) -> tuple[Connection, str]:
-        while self._idle:
-            since, connection = self._idle.pop()
-            if not connection.closed and time.perf_counter() - since < STALE_S:
-                return connection, "used"
-            connection.close()
+        if connection := self._idle.take():
+            return connection, "used"
         return await connect(self._port), "new"
 
 
