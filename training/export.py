@@ -1,6 +1,5 @@
 """A trained network as a weights file: rounded, calibrated, and measured as it will be served."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from app.errors import SettingsError
 from app.model import engine, networks
 from app.model.engine import Engine
-from app.model.networks import ConvNet
+from app.model.int8 import round_filters
 from app.model.torch_engine import calibrate, load_network
-from app.model.weights import SCALE, Card, Tensors, Weights, save, to_int8
-from training import augment, measures, predict, speed
+from app.model.weights import SCALE, Card, Tensors, Weights, save
+from training import augment, measures, predict, quantization, speed
 from training.data import DataSet, Split
 from training.recipe import Recipe
 
@@ -32,18 +31,10 @@ def rounded(network: nn.Module) -> Tensors:
     """The state of the network as it is stored: a ConvNet's groups' filters in int8, the rest in half precision."""
     folded = networks.fold(network).cpu()
     state: Tensors = {name: value.half().numpy() for name, value in folded.state_dict().items()}
-    for name, convolution in _convolutions(folded):
+    for name, convolution in quantization.convolutions(folded):
         filters = f"{name}.weight"
-        state[filters], state[filters + SCALE] = to_int8(convolution.weight.detach().float().numpy())
+        state[filters], state[filters + SCALE] = round_filters(convolution.weight.detach().float().numpy())
     return state
-
-
-def _convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Those of a ConvNet's groups, which are stored and served in int8, by name; none of other networks."""
-    if isinstance(network, ConvNet):
-        for name, module in network.groups.named_modules(prefix="groups"):
-            if isinstance(module, nn.Conv2d):
-                yield name, module
 
 
 def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> Card:
@@ -78,7 +69,7 @@ def write(
     results: dict[str, Any] = {"training_s": round(seconds)}
     references = _references(holdout)
     weights = Weights(card, rounded(network), references, np.empty(0, np.float32), "")
-    ranges = _activation_ranges(weights, holdout.images[:RANGED])
+    ranges = quantization.input_ranges(load_network(weights), holdout.images[:RANGED])
     weights = _with(weights, activation_ranges=ranges, results=results)
     temperature, smoothing = _calibration(engine.load(weights), holdout)
     weights = _with(weights, temperature=temperature, smoothing=smoothing)
@@ -131,21 +122,6 @@ def _references(holdout: Split) -> np.ndarray:
     """One held-out picture of each of the first classes."""
     firsts = [int((holdout.labels == label).nonzero()[0]) for label in holdout.labels.unique()[:REFERENCES]]
     return holdout.images[firsts].numpy()
-
-
-@torch.inference_mode()
-def _activation_ranges(weights: Weights, images: Tensor) -> dict[str, float]:
-    """The largest input of each convolution that is served in int8."""
-    network, ranges = load_network(weights), dict[str, float]()
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: ranges.update({name: max(ranges.get(name, 0.0), inputs[0].max().item())})
-
-    for name, convolution in _convolutions(network):
-        convolution.register_forward_pre_hook(note(name))
-    for part in images.split(predict.SERVED_BATCH):
-        network(part.permute(0, 3, 1, 2))
-    return ranges
 
 
 @torch.inference_mode()

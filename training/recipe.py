@@ -23,7 +23,9 @@ class Recipe:
     initial_weights: str = knob("", "network", "convnet: weights file whose filters it begins with; empty: by chance")
     image_size: int = knob(32, "network", "pixels; pictures of another size are scaled and cut to it")
 
-    epochs: float = knob(24.0, "schedule", "passes over the training images")
+    epochs: float = knob(
+        24.0, "schedule", "passes over the training images; with 0, --initial-weights are calibrated only"
+    )
     steps: int = knob(0, "schedule", "updates of the network, in place of epochs; 0: by epochs")
     average: bool = knob(
         False, "schedule", "the mean of this network, of --initial-weights and of what this run ended with before"
@@ -111,7 +113,11 @@ def from_flags(arguments: argparse.Namespace, begun: Recipe | None = None) -> Re
         ("depth", recipe.depth >= 1, "at least 1"),
         ("image-size", recipe.image_size >= 12, "at least 12"),
         ("image-size", recipe.arch != "lenet" or recipe.image_size == 32, "32 for lenet"),
-        ("epochs", recipe.epochs > 0, "above 0"),
+        (
+            "epochs",
+            recipe.epochs > 0 or (recipe.epochs == 0 and recipe.initial_weights),
+            "above 0, or 0 with --initial-weights",
+        ),
         ("batch-size", recipe.batch_size >= 1, "at least 1"),
         ("bias-lr", recipe.bias_lr > 0, "above 0"),
         ("head-lr", recipe.head_lr > 0, "above 0"),

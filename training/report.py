@@ -71,10 +71,13 @@ def write_run(
 ) -> None:
     """report.md with learning curves, confusion, reliability and the worst mistakes; raises OSError."""
     write(folder, figures)
-    learning_plot(history).savefig(folder / "learning.png", dpi=120)
+    curves = ""
+    if history:
+        learning_plot(history).savefig(folder / "learning.png", dpi=120)
+        curves = "## Learning curves\n\n![](learning.png)\n\n"
     mistakes_plot(worst).savefig(folder / "mistakes.png", dpi=120)
     (folder / "report.md").write_text(
-        f"# {title}\n\n```\n{text(figures)}\n```\n\n## Learning curves\n\n![](learning.png)\n\n"
+        f"# {title}\n\n```\n{text(figures)}\n```\n\n{curves}"
         "## Confusion\n\n![](confusion.png)\n\n## Reliability\n\n![](reliability.png)\n\n"
         "## Worst mistakes\n\nThe wrong answers with the most confidence.\n\n![](mistakes.png)\n"
     )

@@ -1,8 +1,7 @@
 """OpenVINO on a CPU: the network as a graph made from the weights file, in int8 where the processor has it.
 
-The graph repeats `networks.ConvNet.forward` after `networks.fold`; torch is not needed to serve it. Its int8 is that of
-Jacob et al. 2018 (arXiv 1712.05877): each convolution's filters are rounded to 255 steps a channel, its input to 256
-steps of the range that the weights file gives for it.
+The graph repeats `networks.ConvNet.forward` after `networks.fold`; torch is not needed to serve it. In int8, filters
+and inputs of the groups' convolutions are rounded as `int8` describes, the inputs by the ranges in the weights file.
 """
 
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from app.errors import SettingsError, WeightsError
+from app.model.int8 import FILTER_LEVELS, INPUT_LEVELS, input_ends
 from app.model.processor import lower_priority
 from app.model.weights import LEAST, Weights
 
@@ -107,10 +107,10 @@ def _convolution(
     filters, bias = state[f"{name}.weight"], state[f"{name}.bias"]
     kernel = ops.constant(filters)
     if name in ranges:
-        top = ranges[name]
-        x = _quantize(x, np.array(-top * 128 / 127, np.float32), np.array(top, np.float32), 256)
+        low, high = input_ends(ranges[name])
+        x = _quantize(x, np.array(low, np.float32), np.array(high, np.float32), INPUT_LEVELS)
         largest: Array = np.abs(filters).max((1, 2, 3), keepdims=True)
-        kernel = _quantize(kernel, -largest, largest, 255)
+        kernel = _quantize(kernel, -largest, largest, FILTER_LEVELS)
     pads = [padding, padding]
     y = ops.convolution(x, kernel, strides=[1, 1], pads_begin=pads, pads_end=pads, dilations=[1, 1])
     return ops.add(y, ops.constant(bias.reshape(1, -1, 1, 1)))

@@ -51,7 +51,7 @@ class Card(BaseModel):
         float, Field(ge=0, lt=1, description="share of an even answer that is taken out of softmax's")
     ] = 0.0
     activation_ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="largest input that each convolution gets in int8, clipped beyond"
+        default_factory=dict, description="largest input that each convolution tells apart in int8"
     )
     test_accuracy: Annotated[float | None, Field(ge=0, le=1, description="null where the test images were left unread")]
     data_set: str
@@ -82,14 +82,6 @@ class Weights(NamedTuple):
                     raise WeightsError(f"The tensor {name} does not fit what it scales.")
                 filters *= scale
         return floats
-
-
-def to_int8(filters: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Filters [out, ...] in 255 steps for each output channel, and the size of its step, [out, 1, ...]."""
-    largest = np.abs(filters).max(tuple(range(1, filters.ndim)), keepdims=True)
-    steps = largest / np.float32(127)
-    steps[steps < np.finfo(np.float32).tiny] = 1  # nothing to tell apart, or a step too small to divide by
-    return np.rint(filters / steps).astype(np.int8), steps
 
 
 def save(path: Path, card: Card, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:

@@ -199,6 +199,19 @@ def test_a_run_can_begin_with_another_files_network(folder: Path, tmp_path: Path
     assert np.allclose(begun["head.weight"].numpy(), weights.load(shades).state["head.weight"])
 
 
+def test_no_pass_at_all_calibrates_another_files_network(folder: Path, tmp_path: Path, shades: Path) -> None:
+    found, begun = (
+        weights.load(fit(folder, tmp_path, "--initial-weights", str(shades), "--epochs", "0")),
+        weights.load(shades),
+    )
+    assert found.card.activation_ranges == pytest.approx(begun.card.activation_ranges, rel=1e-3)
+    assert found.card.temperature == pytest.approx(begun.card.temperature, rel=1e-2)
+    assert all(np.allclose(found.state[name], value, rtol=1e-3, atol=1e-3) for name, value in begun.state.items())
+    assert "Learning" not in (tmp_path / "run" / "report.md").read_text()
+    with pytest.raises(SystemExit, match="--epochs must be above 0, or 0 with --initial-weights"):
+        fit(folder, tmp_path, "--epochs", "0")
+
+
 def test_filters_serve_other_classes_too(folder: Path, tmp_path: Path, shades: Path) -> None:
     other = tmp_path / "other"
     for part in ("train", "test"):
