@@ -10,7 +10,7 @@ from app.model.networks import ConvNet
 from training.predict import SERVED_BATCH
 
 CANDIDATES = [0.95**i for i in range(45)]  # of the largest input
-EVERY = 13  # one of so many inputs is looked at; no size of a layer is a multiple of it
+EVERY = 13  # one of so many inputs is looked at; a prime that few layers' sizes are multiples of
 
 
 def convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:

@@ -200,10 +200,8 @@ def test_a_run_can_begin_with_another_files_network(folder: Path, tmp_path: Path
 
 
 def test_no_pass_at_all_calibrates_another_files_network(folder: Path, tmp_path: Path, shades: Path) -> None:
-    found, begun = (
-        weights.load(fit(folder, tmp_path, "--initial-weights", str(shades), "--epochs", "0")),
-        weights.load(shades),
-    )
+    begun = weights.load(shades)
+    found = weights.load(fit(folder, tmp_path, "--initial-weights", str(shades), "--epochs", "0"))
     assert found.card.activation_ranges == pytest.approx(begun.card.activation_ranges, rel=1e-3)
     assert found.card.temperature == pytest.approx(begun.card.temperature, rel=1e-2)
     assert all(np.allclose(found.state[name], value, rtol=1e-3, atol=1e-3) for name, value in begun.state.items())
