@@ -34,6 +34,13 @@ def alternate_flips(count: int, epoch: int, seed: int) -> Tensor:
     return first ^ bool(epoch % 2)
 
 
+def blend(images: Tensor, others: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Mixes up to a half of another image into a random share of the images (Zhang et al. 2018, arXiv 1710.09412)."""
+    part = torch.rand(len(images), generator=generator) / 2
+    part[torch.rand(len(images), generator=generator) >= share] = 0
+    return torch.lerp(images.float(), others.float(), part[:, None, None, None]).round().to(torch.uint8)
+
+
 def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) -> Tensor:
     """Covers a square of side x side inside each image with the colour `fill` (DeVries & Taylor 2017)."""
     if side == 0:

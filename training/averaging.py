@@ -13,24 +13,27 @@ State = dict[str, Tensor]
 
 
 @torch.no_grad()
-def average(network: nn.Module, others: Sequence[State], images: Iterable[Tensor]) -> nn.Module:
-    """A network with the mean of its own and the other states' parameters.
-
-    Its normalisation follows the statistics of the images, uint8 [N, 3, H, W], as the networks saw them in training.
-    """
+def mean(network: nn.Module, others: Sequence[State]) -> nn.Module:
+    """A network with the mean of its own and the other states' parameters, and its own normalisation."""
     mean = copy.deepcopy(network)
     for name, parameter in mean.named_parameters():
         states = [parameter, *(state[name].to(parameter.device) for state in others)]
         parameter.copy_(torch.stack(states).mean(0))
-    norms = [module for module in mean.modules() if isinstance(module, nn.BatchNorm2d)]
+    return mean
+
+
+@torch.no_grad()
+def follow(network: nn.Module, images: Iterable[Tensor]) -> None:
+    """Gives the normalisation the statistics of the images, uint8 [N, 3, H, W], as they are seen in training."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
-    mean.train()
+    network.train()
     for batch in images:
         with torch.autocast(batch.device.type, torch.bfloat16):
-            mean(batch)
+            network(batch)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
-    return mean.eval()
+    network.eval()

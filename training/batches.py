@@ -10,6 +10,7 @@ from app.errors import DataError
 from training import augment
 from training.data import Split
 from training.recipe import Recipe
+from training.teacher import Teacher
 
 
 class Batch(NamedTuple):
@@ -27,10 +28,10 @@ class Batches:
     """
 
     def __init__(
-        self, split: Split, recipe: Recipe, rank: int = 0, world: int = 1, targets: Tensor | None = None
+        self, split: Split, recipe: Recipe, rank: int = 0, world: int = 1, teacher: Teacher | None = None
     ) -> None:
         self.split = split
-        self.targets = targets
+        self.teacher = teacher
         self.recipe = recipe
         self.rank = rank
         self.share = max(1, min(recipe.batch_size, len(split)) // world)  # images of this process in a batch
@@ -51,10 +52,18 @@ class Batches:
             index = order[begin : begin + self.share]
             chance = _generator(recipe.seed, number, i, self.rank)
             images = augment.crop(self._padded, index, recipe.image_size, flips[index] & recipe.flip, chance)
+            if recipe.blend:
+                images = augment.blend(images, self._others(chance), recipe.blend, chance)
             images = augment.cutout(images, recipe.cutout, self._fill, chance)
+            targets = self.teacher(index, images) if self.teacher else None
             images = augment.recompress(images, recipe.jpeg, recipe.jpeg_quality, chance)
-            targets = None if self.targets is None else self.targets[index]
             yield Batch(images, self.split.labels[index], targets)
+
+    def _others(self, chance: torch.Generator) -> Tensor:
+        """As many images of the set as a share has, cut and mirrored at random."""
+        index = torch.randint(len(self.split), (self.share,), generator=chance)
+        mirrored = torch.rand(self.share, generator=chance) < 0.5
+        return augment.crop(self._padded, index, self.recipe.image_size, mirrored & self.recipe.flip, chance)
 
 
 def _generator(*numbers: int) -> torch.Generator:

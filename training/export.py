@@ -14,11 +14,12 @@ from app.errors import SettingsError
 from app.model import engine, networks
 from app.model.engine import Engine
 from app.model.int8 import round_filters
-from app.model.torch_engine import calibrate, load_network
+from app.model.torch_engine import load_network
 from app.model.weights import SCALE, Card, Tensors, Weights, save
 from training import augment, measures, predict, quantization, speed
 from training.data import DataSet, Split
 from training.recipe import Recipe
+from training.references import recarded
 
 RANGED = 512  # held-out pictures that the ranges of int8 are read from
 CALIBRATION_QUALITY = 80  # of JPEG
@@ -70,9 +71,9 @@ def write(
     references = _references(holdout)
     weights = Weights(card, rounded(network), references, np.empty(0, np.float32), "")
     ranges = quantization.input_ranges(load_network(weights), holdout.images[:RANGED])
-    weights = _with(weights, activation_ranges=ranges, results=results)
+    weights = recarded(weights, activation_ranges=ranges, results=results)
     temperature, smoothing = _calibration(engine.load(weights), holdout)
-    weights = _with(weights, temperature=temperature, smoothing=smoothing)
+    weights = recarded(weights, temperature=temperature, smoothing=smoothing)
     card, run = weights.card, engine.load(weights)
     answers = predict.served(run, holdout.images)
     results.update(_results("holdout", answers, holdout.labels))
@@ -83,12 +84,6 @@ def write(
     results["speed"] = speed.figures(run, card.input_size, SPEED_S)
     save(path, card, weights.state, references, weights.reference_probabilities)
     return weights._replace(card=card), answers
-
-
-def _with(weights: Weights, **changes: Any) -> Weights:
-    """With another card, and the reference probabilities that follow from it."""
-    weights = weights._replace(card=weights.card.model_copy(update=changes))
-    return weights._replace(reference_probabilities=_exact(weights, weights.reference_images))
 
 
 @torch.no_grad()
@@ -122,11 +117,3 @@ def _references(holdout: Split) -> np.ndarray:
     """One held-out picture of each of the first classes."""
     firsts = [int((holdout.labels == label).nonzero()[0]) for label in holdout.labels.unique()[:REFERENCES]]
     return holdout.images[firsts].numpy()
-
-
-@torch.inference_mode()
-def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
-    """Probabilities of the stored weights in float32 on the CPU."""
-    network = load_network(weights)
-    logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
-    return calibrate(logits, weights.card.temperature, weights.card.smoothing).numpy()

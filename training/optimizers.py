@@ -50,10 +50,12 @@ class Muon(Optimizer):
 
 def build(network: nn.Module, recipe: Recipe, batch_size: int, total: int, per_epoch: int) -> list[Optimizer]:
     """The recipe's optimizers. Every group carries `initial_lr` and `end`, the step at which its rate is 0."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if isinstance(network, ConvNet) and recipe.optimizer == "muon":
         optimizers = _muon_and_sgd(network, recipe, batch_size, total, per_epoch)
+    elif recipe.optimizer == "adam":
+        optimizers = [_adam(trainable, recipe.lr, total)]
     else:
-        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizers = [torch.optim.SGD([{"params": trainable, "end": inf}], recipe.lr, recipe.momentum)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -77,6 +79,14 @@ def _muon_and_sgd(network: ConvNet, recipe: Recipe, batch_size: int, total: int,
     )
     filters = [parameter for parameter in network.groups.parameters() if parameter.ndim == 4]
     return [sgd, Muon([{"params": filters, "end": total}], recipe.filter_lr, recipe.filter_momentum)]
+
+
+def _adam(trainable: list[nn.Parameter], lr: float, total: int) -> Optimizer:
+    """Three times the rate for what is no filter: there are few of these, and each does more."""
+    filters = [parameter for parameter in trainable if parameter.ndim == 4]
+    others = [parameter for parameter in trainable if parameter.ndim != 4]
+    groups = [{"params": filters, "lr": lr, "end": total}, {"params": others, "lr": 3 * lr, "end": total}]
+    return torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.98))
 
 
 def update(optimizers: list[Optimizer], loss: Tensor, step: int) -> None:

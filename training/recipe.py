@@ -34,10 +34,10 @@ class Recipe:
     holdout: float = knob(0.05, "schedule", "share of the training images kept aside to choose and to calibrate by")
     seed: int = knob(0, "schedule", "of initialisation, order and augmentation; repeats a run on one machine")
 
-    optimizer: str = knob(
-        "muon", "optimizer", "muon for filters with SGD for the rest, or sgd at a constant rate for all"
+    optimizer: str = knob("muon", "optimizer", "muon for filters with SGD for the rest; adam; sgd at a constant rate")
+    lr: float = knob(
+        0.01, "optimizer", "sgd: the rate, on the mean loss of a batch; adam: of filters, and of the rest threefold"
     )
-    lr: float = knob(0.01, "optimizer", "sgd: the rate, on the mean loss of a batch")
     filter_lr: float = knob(0.14, "optimizer", "muon: step for filters of norm sqrt(out); decays linearly to 0")
     filter_momentum: float = knob(0.6, "optimizer", "muon: low, since few steps are made")
     bias_lr: float = knob(0.053, "optimizer", "muon: SGD's for normalisation biases, on losses summed over a batch")
@@ -46,13 +46,18 @@ class Recipe:
     weight_decay: float = knob(2e-6, "optimizer", "muon: share that biases and head shrink by, a step and image")
     whiten_bias_epochs: float = knob(3.0, "optimizer", "muon: the whitening's bias is trained this long, then fixed")
     label_smoothing: float = knob(0.1, "optimizer", "share of the target spread over all classes")
+    freeze_norms: bool = knob(False, "optimizer", "normalisation stays as --initial-weights have it, for small steps")
 
     teacher: str = knob("", "teacher", "weights file of a network whose answers to six views are learnt; empty: none")
+    teacher_anew: bool = knob(
+        False, "teacher", "it answers two views of each augmented image at each step, before JPEG; a third slower"
+    )
     teacher_share: float = knob(0.9, "teacher", "of the loss that comes from its answers, the rest from the labels")
     teacher_soften: float = knob(2.0, "teacher", "its log-probabilities are divided by this, to tell of lesser classes")
 
     flip: bool = knob(True, "augmentation", "mirror at random, then the other way in every next epoch")
     translate: int = knob(4, "augmentation", "pixels of random shift, mirrored at the border")
+    blend: float = knob(0.0, "augmentation", "share of images mixed with another, for --teacher-anew to answer")
     cutout: int = knob(12, "augmentation", "side in pixels of a covered square; pays from about 15 epochs on")
     jpeg: float = knob(0.0, "augmentation", "share of images sent through JPEG, as uploads are; costs some accuracy")
     jpeg_quality: tuple[int, int] = knob((50, 95), "augmentation", "lowest and highest quality of that")
@@ -78,7 +83,7 @@ RECIPES = {
 }
 
 
-CHOICES = {"arch": tuple(RECIPES), "optimizer": ("muon", "sgd")}
+CHOICES = {"arch": tuple(RECIPES), "optimizer": ("muon", "adam", "sgd")}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +130,10 @@ def from_flags(arguments: argparse.Namespace, begun: Recipe | None = None) -> Re
         ("cutout", 0 <= recipe.cutout <= recipe.image_size, "from 0 to the image size"),
         ("translate", 0 <= recipe.translate < recipe.image_size, "from 0 to below the image size"),
         ("jpeg", 0 <= recipe.jpeg <= 1, "a share from 0 to 1"),
+        ("freeze-norms", bool(recipe.initial_weights) or not recipe.freeze_norms, "given with --initial-weights only"),
+        ("teacher-anew", bool(recipe.teacher) or not recipe.teacher_anew, "given with --teacher only"),
+        ("blend", 0 <= recipe.blend <= 1, "a share from 0 to 1"),
+        ("blend", recipe.blend == 0 or recipe.teacher_anew, "given with --teacher-anew only"),
         ("teacher-share", 0 <= recipe.teacher_share <= 1, "a share from 0 to 1"),
     ):
         if not sound:

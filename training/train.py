@@ -29,7 +29,7 @@ from training.data import DataSet, Split
 from training.distributed import Ranks
 from training.journal import Journal
 from training.recipe import Recipe, add_flags, from_flags
-from training.teacher import teach
+from training.teacher import engage
 from training.trainer import Epoch, Trainer
 
 logger = logging.getLogger("training")
@@ -185,12 +185,10 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
     network = prepare(recipe, split, len(dataset.classes))
     begun = origin.begin(network, Path(recipe.initial_weights), split.images) if recipe.initial_weights else ""
-    lesson = (
-        teach(Path(recipe.teacher), dataset.classes, split.images, recipe.teacher_soften) if recipe.teacher else None
-    )
-    shown = replace(recipe, initial_weights=begun, teacher=lesson.teacher if lesson else "")
+    teacher = engage(recipe, dataset.classes, split.images)
+    shown = replace(recipe, initial_weights=begun, teacher=teacher.name if teacher else "")
     card = export.describe(name, dataset, shown, network)
-    batches = Batches(split, recipe, ranks.rank, ranks.world, lesson.targets if lesson else None)
+    batches = Batches(split, recipe, ranks.rank, ranks.world, teacher)
     trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks)
     if saved:
         trainer.restore(saved)

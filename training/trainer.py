@@ -106,16 +106,18 @@ class Trainer:
         """The network, or the average of all that this run ended with."""
         if not self.ends:
             return self.network
-        batches = islice(self.batches.epoch(len(self.history)), AVERAGED)
-        images = (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches)
-        return averaging.average(self.network, self.ends, images)
+        mean = averaging.mean(self.network, self.ends)
+        if not self.recipe.freeze_norms:
+            batches = islice(self.batches.epoch(len(self.history)), AVERAGED)
+            averaging.follow(mean, (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches))
+        return mean
 
     def run_epoch(self, after_step: Callable[[], None]) -> tuple[float, float, float]:
         """One pass, or what is left of it; gives images/s, mean loss and accuracy. Raises Diverged."""
         number, first = divmod(self.step, self.batches.per_epoch)
         last = min(self.batches.per_epoch, first + self.total_steps - self.step)
         loss_sum, hits, count, begun = 0.0, 0.0, 0.0, time.monotonic()
-        self.network.train()
+        self._learn()
         quiet = None if self.ranks.first else True  # None: a bar on terminals only
         with tqdm(total=last - first, desc=f"epoch {number + 1}", unit="batch", leave=False, disable=quiet) as bar:
             for _, batch in zip(range(first, last), self.batches.epoch(number, first), strict=False):
@@ -130,6 +132,14 @@ class Trainer:
                 after_step()
         loss_sum, hits, count = self.ranks.total(loss_sum, hits, count)
         return count / (time.monotonic() - begun), loss_sum / count, hits / count
+
+    def _learn(self) -> None:
+        """Training mode, but for normalisation that is to stay as it is."""
+        self.network.train()
+        if self.recipe.freeze_norms:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
 
     def _step(self, batch: Batch) -> tuple[float, int, int]:
         """One update; gives the summed loss, the right answers and the images of this process's share."""

@@ -49,6 +49,16 @@ def test_two_epochs_show_both_views_of_every_image() -> None:
     assert 400 < first.sum() < 600
 
 
+def test_a_blend_holds_at_least_half_of_its_own_image() -> None:
+    images, others = torch.zeros(400, 4, 4, 3, dtype=torch.uint8), torch.full((400, 4, 4, 3), 200, dtype=torch.uint8)
+    out = augment.blend(images, others, 0.75, generator())
+    assert out.dtype == torch.uint8
+    assert (out == out[:, :1, :1, :1]).all()  # one part for all pixels of an image
+    parts = out[:, 0, 0, 0]
+    assert 80 < (parts == 0).sum() < 120
+    assert 90 < parts.max() <= 100
+
+
 @given(side=st.integers(1, 32), seed=st.integers(0, 1000))
 def test_cutout_covers_exactly_one_square(side: int, seed: int) -> None:
     images, fill = torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.tensor([9, 9, 9], dtype=torch.uint8)

@@ -1,5 +1,9 @@
+from dataclasses import replace
+from typing import NamedTuple
+
 import pytest
 import torch
+from torch import Tensor
 
 from app.errors import DataError
 from training.batches import Batches
@@ -38,3 +42,28 @@ def test_fewer_images_than_a_batch_are_one_batch() -> None:
 def test_fewer_images_than_processes_are_refused() -> None:
     with pytest.raises(DataError, match="3 training images cannot be shared out among 4 processes"):
         Batches(numbered(3), Recipe(), 0, 4)
+
+
+class Scribe(NamedTuple):
+    """A teacher that answers with what it was shown."""
+
+    name: str = "scribe"
+
+    def __call__(self, index: Tensor, images: Tensor) -> Tensor:
+        return torch.cat([index[:, None].float(), images.flatten(1).float()], 1)
+
+
+def test_a_teacher_sees_what_is_blended_before_it_becomes_jpeg() -> None:
+    split = numbered(40)
+    images = split.images.clone()
+    images[20:] = 255 - images[20:]
+    recipe = Recipe(batch_size=40, blend=1, cutout=0, translate=0, flip=False, jpeg=0)
+    (plain,) = Batches(Split(images, split.labels), recipe, teacher=Scribe()).epoch(0)
+    (lossy,) = Batches(Split(images, split.labels), replace(recipe, jpeg=1), teacher=Scribe()).epoch(0)
+    assert plain.targets is not None
+    assert torch.equal(plain.targets[:, 0].long(), plain.labels)
+    assert torch.equal(plain.targets[:, 1:], plain.images.flatten(1).float())
+    assert lossy.targets is not None
+    assert torch.equal(lossy.targets, plain.targets)
+    assert not torch.equal(lossy.images, plain.images)
+    assert not torch.equal(plain.images, images[plain.labels])

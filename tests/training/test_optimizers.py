@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from app.model.networks import MLP, ConvNet, LeNet
 from training import optimizers
@@ -42,6 +43,18 @@ def test_rates_fall_to_zero_at_the_end_of_their_group() -> None:
     assert all(group["lr"] == group["initial_lr"] for group in groups)
     optimizers.update(built, _loss(groups), step=30)
     assert [group["lr"] / group["initial_lr"] for group in groups] == pytest.approx([0, 0.7, 0.7, 0.7])
+
+
+@pytest.mark.parametrize("network", [ConvNet(10, (8, 8, 8)), MLP(10)])
+def test_adams_rates_fall_to_zero_and_are_threefold_for_what_is_no_filter(network: nn.Module) -> None:
+    built = optimizers.build(network, Recipe(optimizer="adam", lr=0.1), batch_size=100, total=100, per_epoch=10)
+    groups = [group for optimizer in built for group in optimizer.param_groups]
+    optimizers.update(built, _loss(groups), step=75)
+    for group in groups:
+        assert group["lr"] == pytest.approx(0.025 if group["params"][0].ndim == 4 else 0.075)
+    assert {id(p) for group in groups for p in group["params"]} == {
+        id(p) for p in network.parameters() if p.requires_grad
+    }
 
 
 def test_a_group_can_be_at_its_end_from_the_start() -> None:

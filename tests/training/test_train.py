@@ -187,6 +187,33 @@ def test_a_student_learns_from_a_teachers_answers_alone(folder: Path, tmp_path: 
     assert card.recipe["teacher"] == f"shades {weights.load(shades).version}"
 
 
+def test_a_teacher_can_answer_blends_while_normalisation_stays(folder: Path, tmp_path: Path, shades: Path) -> None:
+    """From a network that knows little yet, by small steps, towards one that knows the folder."""
+    begun = fit(folder, tmp_path / "begun", "--epochs", "1", "--filter-lr", "0.002")
+    flags = ["--initial-weights", str(begun), "--freeze-norms", "--optimizer", "adam", "--lr", "0.003"]
+    flags += ["--teacher", str(shades), "--teacher-anew", "--teacher-soften", "1", "--teacher-share", "1"]
+    found = weights.load(
+        fit(folder, tmp_path, *flags, "--blend", "0.5", "--jpeg", "0.5", "--average", "--epochs", "12")
+    )
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    assert found.card.recipe["teacher"] == f"shades {weights.load(shades).version}"
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    (start,) = state["ends"]
+    kept = [name for name in start if name.endswith(("running_mean", "running_var"))]
+    assert kept
+    assert all(torch.equal(start[name], state["network"][name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("flag", "needed"),
+    [("--freeze-norms", "--initial-weights"), ("--teacher-anew", "--teacher"), ("--blend=0.5", "--teacher-anew")],
+)
+def test_what_needs_another_flag_says_so(folder: Path, tmp_path: Path, flag: str, needed: str) -> None:
+    with pytest.raises(SystemExit, match=f"{flag.split('=')[0]} must be given with {needed} only"):
+        fit(folder, tmp_path, flag)
+
+
 GENTLE = ["--filter-lr", "1e-6", "--bias-lr", "1e-6", "--head-lr", "1e-6", "--epochs", "1"]
 
 
