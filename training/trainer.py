@@ -103,8 +103,8 @@ class Trainer:
         self.history = [Epoch(*epoch) for epoch in state["history"]]
 
     def result(self) -> nn.Module:
-        """The network, or the average of all that this run ended with."""
-        if not self.ends:
+        """The network, or where the recipe asks for it the average of all that this run ended with."""
+        if not (self.recipe.average and self.ends):
             return self.network
         mean = averaging.mean(self.network, self.ends)
         if not self.recipe.freeze_norms:
