@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from app.model.int8 import INPUT_LEVELS, input_ends
+from app.model.int8 import INPUT_LEVELS, LEAST_INPUT, input_ends
 from app.model.networks import ConvNet
 from training.predict import SERVED_BATCH
 
@@ -43,7 +43,7 @@ def input_ranges(network: nn.Module, images: Tensor) -> dict[str, float]:
 
 def best_range(inputs: Tensor) -> float:
     """The largest input to tell apart that rounds these float32 [N] with the least squared error."""
-    largest = inputs.max().item()
+    largest = max(inputs.max().item(), -LEAST_INPUT)  # above 0 even where a layer before it has died
     return min((share * largest for share in CANDIDATES), key=lambda top: _squared_error(inputs, top))
 
 

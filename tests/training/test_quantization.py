@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from app.model.networks import ConvNet, LeNet, fold
@@ -10,6 +11,11 @@ def test_a_few_large_inputs_do_not_make_the_steps_coarse_for_all() -> None:
     assert quantization.best_range(inputs) == inputs.max()
     inputs[0] = 8.0
     assert 1 < quantization.best_range(inputs) < 5
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1])
+def test_inputs_that_are_never_above_0_have_a_range_all_the_same(value: float) -> None:
+    assert 0 < quantization.best_range(torch.full((100,), value)) < 0.2
 
 
 def test_each_convolution_of_the_groups_has_a_range_of_what_it_gets() -> None:
