@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -133,13 +133,8 @@ def _lifespan(
             metrics.queue.set(batcher.waiting)
             statistics.observe_pass(size, seconds)
 
-        def classify(pixels: Sequence[Pixels], alone: bool) -> list[NDArray[np.float32]]:
-            probabilities = loaded.classify(pixels, alone)
-            metrics.observe_predictions(probabilities)
-            return probabilities
-
         batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
-            classify, sizes, config.max_queue, observe_pass, runner.lanes
+            loaded.classify, sizes, config.max_queue, observe_pass, runner.lanes
         )
         with (
             ThreadPoolExecutor(2, "decode") as decoders,

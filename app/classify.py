@@ -5,11 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from app import settings
 from app.classifier import Classifier
 from app.errors import RequestError, ThirtytwoError
-from app.model import engine, weights
-from app.model.images import Limits, decode
+from app.model import doubt, engine, weights
+from app.model.images import Limits, Picture, decode
 from app.settings import Settings
 
 
@@ -43,9 +46,18 @@ def _classify(path: Path, classifier: Classifier, config: Settings, top_k: int, 
     except (RequestError, OSError) as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 1
-    top = classifier.top(classifier.classify([picture.pixels])[0].tolist(), max(1, min(top_k, len(classifier.classes))))
+    probabilities = _look(picture, classifier, config.second_look)
+    top = classifier.top(probabilities.tolist(), max(1, min(top_k, len(classifier.classes))))
     if as_json:
         print(json.dumps({"file": str(path), "top": top, "resized_from": picture.resized_from}))
     else:
         print(f"{path}: " + ", ".join(f"{entry['label']} {entry['probability']:.1%}" for entry in top))
     return 0
+
+
+def _look(picture: Picture, classifier: Classifier, sure: float) -> NDArray[np.float32]:
+    (first,) = classifier.classify([picture.pixels])
+    if not picture.lossy or not doubt.in_doubt(first, sure):
+        return first
+    (second,) = classifier.classify([doubt.mirrored(picture.pixels)])
+    return doubt.merged(first, second)

@@ -110,15 +110,12 @@ class Metrics:
         self.model.observe(seconds)
 
     def observe_predictions(self, probabilities: Sequence[NDArray[np.float32]]) -> None:
-        """Counts the likeliest classes of a batch, once a class."""
-        rows = np.stack(probabilities)
-        likeliest = rows.argmax(1)
-        confidences = np.bincount(likeliest, rows.max(1)).tolist()
-        for index, count in enumerate(np.bincount(likeliest).tolist()):
-            if count:
-                predictions, confidence = self._of_class[index]
-                predictions.inc(count)
-                confidence.inc(confidences[index])
+        """Counts the likeliest class of each answer float32 [classes]."""
+        for answer in probabilities:
+            likeliest = int(answer.argmax())
+            predictions, confidence = self._of_class[likeliest]
+            predictions.inc()
+            confidence.inc(float(answer[likeliest]))
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)

@@ -6,17 +6,16 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from app import uploads
+from app import looks, uploads
 from app.batcher import Answer
 from app.errors import InvalidParameter, NotReady, RequestError
+from app.looks import Probabilities
 from app.metrics import Times
-from app.model.images import Limits, Picture, Pixels, Source
+from app.model.images import Limits, Picture, Source
 from app.problems import TYPE
 from app.state import State
 from app.uploads import Upload
@@ -24,7 +23,6 @@ from app.uploads import Upload
 INLINE_BYTES = 65_536  # uploads up to this size are decoded on the event loop where their pictures are small
 
 Outcome = Picture | RequestError
-Probabilities = NDArray[np.float32]
 
 
 async def answer(scope: Scope, receive: Receive, service: State) -> Response:
@@ -46,8 +44,8 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
         if len(errors) == len(outcomes):
             raise errors[0]
         decode_s = perf_counter() - begun
-        pixels = [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
-        answered = await classify(receive, pixels, service, service.settings.request_timeout_s)
+        pictures = [outcome for outcome in outcomes if isinstance(outcome, Picture)]
+        answered = await classify(receive, pictures, service, service.settings.request_timeout_s)
     times = Times(begun, decode_s, answered.queue_s, answered.run_s)
     scope["state"]["times"] = times
     service.metrics.observe_times(times)
@@ -116,17 +114,21 @@ def _finish(source: Source | RequestError) -> Outcome:
 
 
 async def classify(
-    receive: Receive, pixels: Sequence[Pixels], service: State, timeout_s: float
+    receive: Receive, pictures: Sequence[Picture], service: State, timeout_s: float
 ) -> Answer[Probabilities]:
-    """Probabilities of each image; the wait ends when the caller goes away."""
+    """Probabilities of each picture; the wait ends when the caller goes away."""
     waiting = asyncio.current_task()
     assert waiting is not None
+    pixels = [picture.pixels for picture in pictures]
+    lossy = [place for place, picture in enumerate(pictures) if picture.lossy]
     gone = asyncio.create_task(_disconnected(receive))
     gone.add_done_callback(lambda task: task.cancelled() or waiting.cancel())
     try:
-        return await service.batcher.submit(pixels, timeout_s)
+        answered = await looks.take(service.batcher, pixels, lossy, service.settings.second_look, timeout_s)
     finally:
         gone.cancel()
+    service.metrics.observe_predictions(answered.results)
+    return answered
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, FilePath, SecretStr, ValidationError, field_validato
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
+from app.model.doubt import SURE
 from app.model.weights import BUNDLED
 
 PREFIX = "THIRTYTWO_"
@@ -38,6 +39,9 @@ class Settings(BaseSettings):
     )
     max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
     max_queue: Count = Field(512, description="images waiting before 429; under a second of work on two cores")
+    second_look: float = Field(
+        SURE, ge=0, le=1, description="confidence under which a JPEG or WebP is looked at again, mirrored; 0: never"
+    )
     request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
     max_files: Count = Field(256, description="files in one request")
     max_file_bytes: Count = Field(10_000_000, description="bytes of one file")

@@ -36,11 +36,11 @@ def of_views(answer: Answer, split: Split) -> list[Reading]:
 
 
 def of_formats(answer: Answer, split: Split) -> list[Reading]:
-    """One view of the pictures as they come back from lossy formats."""
+    """The pictures as they come back from lossy formats, with a second look where the service takes one."""
     readings = []
     for kind, quality in FORMATS:
         recoded = augment.recode_all(split.images, quality, kind)
-        readings.append(take(f"{kind} of quality {quality}", answer(recoded), split.labels))
+        readings.append(take(f"{kind} of quality {quality}, as served", views.doubtful(answer, recoded), split.labels))
     return readings
 
 

@@ -5,23 +5,33 @@ An average of log-probabilities ranks and scores the classes as one of logits do
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from app.model import doubt
 from training import augment
 
 Answer = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilities float32 [N, classes]
 
-TINY = 1e-12  # takes the place of a probability that was rounded to 0, whose logarithm would outvote every other view
-
 
 def one(answer: Answer, images: Tensor) -> Tensor:
     """Log-probabilities [N, classes] of the images as they are; so do the next two."""
-    return answer(images).clamp(min=TINY).log()
+    return answer(images).clamp(min=doubt.LEAST).log()
 
 
 def two(answer: Answer, images: Tensor) -> Tensor:
     """The mean of an image and its mirror image."""
     return (one(answer, images) + one(answer, images.flip(2))) / 2
+
+
+def doubtful(answer: Answer, images: Tensor) -> Tensor:
+    """Probabilities [N, classes] as the service gives them for lossy formats: of two looks where one leaves doubt."""
+    probabilities = answer(images)
+    again = torch.tensor([doubt.in_doubt(row, doubt.SURE) for row in probabilities.numpy()])
+    if again.any():
+        second = answer(images[again].flip(2))
+        probabilities[again] = torch.from_numpy(doubt.merged(probabilities[again].numpy(), second.numpy()))
+    return probabilities
 
 
 def six(answer: Answer, images: Tensor) -> Tensor:

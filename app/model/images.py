@@ -13,6 +13,8 @@ from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImag
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
 
+LOSSY = {"JPEG", "WEBP"}
+
 ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for an orientation
 
 MAX_SCANS = 100  # of a JPEG; a camera's has 1, a progressive one about 10, and each goes over all pixels again
@@ -30,10 +32,14 @@ class Limits(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """Decoded pixels, uint8 [size, size, 3], and the size in the file where it was another: (width, height)."""
+    """Decoded pixels, uint8 [size, size, 3], and the size in the file where it was another: (width, height).
+
+    `lossy` where the format seldom keeps every pixel.
+    """
 
     pixels: Pixels
     resized_from: tuple[int, int] | None
+    lossy: bool
 
 
 def decode(data: bytes, limits: Limits) -> Picture:
@@ -79,9 +85,9 @@ class Source:
                     ImageOps.exif_transpose(image, in_place=True)
             rgb = to_rgb(image)
             if (self.width, self.height) == (size, size):
-                return Picture(_pixels(rgb), None)
+                return Picture(_pixels(rgb), None, self._kind in LOSSY)
             fitted = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
-            return Picture(_pixels(fitted), (self.width, self.height))
+            return Picture(_pixels(fitted), (self.width, self.height), self._kind in LOSSY)
 
 
 def warm_up() -> None:

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope
 
 from app import prediction, uploads
 from app.errors import MalformedUpload, NotReady, RequestError, TooLarge
+from app.looks import Probabilities
 from app.metrics import Times
 from app.model.images import Picture, Pixels
 from app.oip import protocol
@@ -33,9 +34,9 @@ async def answer(scope: Scope, receive: Receive, service: State, model: Model) -
         service.batcher.check_room(1)
         parsed = perf_counter_ns()
         asked = await _parse(body, headers, service, model)
-        pixels = await _pixels(asked.images, service)
+        pictures = await _pictures(asked.images, service)
         input_ns = perf_counter_ns() - parsed
-        answered = await prediction.classify(receive, pixels, service, _timeout_s(asked, service))
+        answered = await prediction.classify(receive, pictures, service, _timeout_s(asked, service))
         begun = perf_counter_ns()
         response = _respond(asked, np.stack(answered.results), service, model)
         statistics.compute_input.add(input_ns)
@@ -63,10 +64,10 @@ async def _parse(body: bytes, headers: Mapping[bytes, bytes], service: State, mo
     return await asyncio.get_running_loop().run_in_executor(service.decoders, parse)
 
 
-async def _pixels(images: Pixels | list[bytes], service: State) -> Sequence[Pixels]:
-    """Every image's pixels; a file that has none fails the request, since a tensor has no place for an error."""
+async def _pictures(images: Pixels | list[bytes], service: State) -> Sequence[Picture]:
+    """Every image's picture; a file that has none fails the request, since a tensor has no place for an error."""
     if not isinstance(images, list):
-        return list(images)
+        return [Picture(pixels, None, lossy=False) for pixels in images]
     limit = service.settings.max_file_bytes
     files = [uploads.upload(None, data, 0, len(data), limit) for data in images]
     outcomes = await prediction.decode(files, service)
@@ -74,7 +75,7 @@ async def _pixels(images: Pixels | list[bytes], service: State) -> Sequence[Pixe
         if isinstance(outcome, RequestError):
             kind = TooLarge if isinstance(outcome, TooLarge) else MalformedUpload
             raise kind(f"Image {index} of the input: {outcome}") from outcome
-    return [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
+    return [outcome for outcome in outcomes if isinstance(outcome, Picture)]
 
 
 def _timeout_s(asked: Inference, service: State) -> float:
@@ -82,7 +83,7 @@ def _timeout_s(asked: Inference, service: State) -> float:
     return min(limit_s, asked.timeout_us / 1e6) if asked.timeout_us else limit_s
 
 
-def _respond(asked: Inference, probabilities: prediction.Probabilities, service: State, model: Model) -> Response:
+def _respond(asked: Inference, probabilities: Probabilities, service: State, model: Model) -> Response:
     classes = service.classifier.classes
     head = {"model_name": model.name, "model_version": VERSION}
     if asked.id is not None:

@@ -57,6 +57,34 @@ def test_a_raw_body_has_no_name(client: httpx.Client, cat: bytes) -> None:
         assert response.json()["predictions"] == [{**as_form, "filename": None}]
 
 
+def test_a_jpeg_in_doubt_is_looked_at_again_mirrored(start: Start, cat: bytes) -> None:
+    """What two lossless files of the same pixels get, one of them mirrored, are its two looks."""
+    lossy = saved(Image.open(io.BytesIO(cat)), "JPEG")
+    pixels = Image.open(io.BytesIO(lossy)).convert("RGB")
+    files = form(
+        ("a.jpg", lossy),
+        ("a.png", saved(pixels, "PNG")),
+        ("b.png", saved(pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "PNG")),
+    )
+
+    def answers(client: httpx.Client) -> list[dict[str, float]]:
+        rows = client.post("/predict", params={"top_k": 10}, files=files).json()["predictions"]
+        return [{each["label"]: each["probability"] for each in row["top"]} for row in rows]
+
+    both, plain, mirrored = answers(start(second_look=1))
+    product = {label: (plain[label] * mirrored[label]) ** 0.5 for label in CLASSES}
+    assert both == pytest.approx({label: each / sum(product.values()) for label, each in product.items()}, abs=2e-3)
+    once, plain, _ = answers(start(second_look=0))
+    assert once == pytest.approx(plain, abs=1e-4)
+    assert both != pytest.approx(once, abs=2e-3)
+
+
+def saved(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
 def test_sixty_four_pictures_keep_their_order(client: httpx.Client) -> None:
     names = [CLASSES[i % 10] for i in range(64)]
     pictures = [(f"{i}-{name}.png", (EXAMPLES / f"{name}.png").read_bytes()) for i, name in enumerate(names)]

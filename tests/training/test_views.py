@@ -36,6 +36,14 @@ def test_a_probability_of_zero_does_not_silence_the_other_view(images: Tensor) -
     assert torch.isfinite(averaged).all()
 
 
+def test_only_what_is_in_doubt_is_looked_at_again(images: Tensor) -> None:
+    once, twice = look(images), views.two(look, images).softmax(1)
+    unsure = once.max(1).values < 0.9
+    assert unsure.any()
+    assert not unsure.all()
+    torch.testing.assert_close(views.doubtful(look, images), torch.where(unsure[:, None], twice, once))
+
+
 def test_readings_tell_what_each_look_brings(images: Tensor) -> None:
     split = Split(images, look(images).argmax(1))
     first = readings.take("one view", look(split.images), split.labels)

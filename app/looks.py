@@ -1,0 +1,41 @@
+"""The looks that the network takes at a request's pictures: one each, two where `model.doubt` asks for it."""
+
+from collections.abc import Collection, Sequence
+from time import monotonic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.batcher import Answer, Batcher
+from app.errors import DeadlineExceeded, NotReady, QueueFull
+from app.model import doubt
+from app.model.images import Pixels
+
+Probabilities = NDArray[np.float32]
+
+
+async def take(
+    batcher: Batcher[Pixels, Probabilities],
+    pixels: Sequence[Pixels],
+    lossy: Collection[int],
+    sure: float,
+    timeout_s: float,
+) -> Answer[Probabilities]:
+    """Probabilities of each picture; those at the places `lossy` may get a second look. Raises what `submit` raises.
+
+    Where there is no room or no time for second looks, what is known after the first ones is the answer.
+    """
+    deadline = monotonic() + timeout_s
+    first = await batcher.submit(pixels, timeout_s)
+    doubtful = [place for place in lossy if doubt.in_doubt(first.results[place], sure)]
+    if not doubtful:
+        return first
+    try:
+        again = [doubt.mirrored(pixels[place]) for place in doubtful]
+        second = await batcher.submit(again, max(0.0, deadline - monotonic()))
+    except (QueueFull, NotReady, DeadlineExceeded):
+        return first
+    results = list(first.results)
+    for place, probabilities in zip(doubtful, second.results, strict=True):
+        results[place] = doubt.merged(results[place], probabilities)
+    return Answer(results, first.queue_s + second.queue_s, first.run_s + second.run_s)
