@@ -24,9 +24,9 @@ def two(answer: Answer, images: Tensor) -> Tensor:
     return (one(answer, images) + one(answer, images.flip(2))) / 2
 
 
-def doubtful(answer: Answer, images: Tensor) -> Tensor:
-    """Probabilities [N, classes] as the service gives them for lossy formats: of two looks where one leaves doubt."""
-    probabilities = answer(images)
+def doubtful(answer: Answer, images: Tensor, first: Tensor) -> Tensor:
+    """Probabilities [N, classes] as served for lossy formats: of two looks where `first` is in doubt."""
+    probabilities = first.clone()
     again = torch.tensor([doubt.in_doubt(row, doubt.SURE) for row in probabilities.numpy()])
     if again.any():
         second = answer(images[again].flip(2))

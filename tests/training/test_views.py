@@ -41,7 +41,7 @@ def test_only_what_is_in_doubt_is_looked_at_again(images: Tensor) -> None:
     unsure = once.max(1).values < 0.9
     assert unsure.any()
     assert not unsure.all()
-    torch.testing.assert_close(views.doubtful(look, images), torch.where(unsure[:, None], twice, once))
+    torch.testing.assert_close(views.doubtful(look, images, once), torch.where(unsure[:, None], twice, once))
 
 
 def test_readings_tell_what_each_look_brings(images: Tensor) -> None:
@@ -51,6 +51,6 @@ def test_readings_tell_what_each_look_brings(images: Tensor) -> None:
     assert first.accuracy == 1
     assert all(row.interval_95[0] <= row.accuracy <= row.interval_95[1] + 1e-9 for row in rows)
     table = readings.table(rows).splitlines()
-    assert len(table) == 2 + 6
-    assert "JPEG of quality 50" in table[6]
+    assert len(table) == 2 + 9
+    assert "JPEG of quality 50, one view" in table[7]
     assert "| +0.00 points |" in table[2]
