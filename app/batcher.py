@@ -150,15 +150,17 @@ class Batcher(Generic[Item, Result]):
             begun = [each.begun for each in self._running.values()]
         return time.monotonic() - min(begun) if begun else 0.0
 
-    async def submit(self, items: Sequence[Item], timeout_s: float) -> Answer[Result]:
+    async def submit(self, items: Sequence[Item], timeout_s: float, again: bool = False) -> Answer[Result]:
         """Queues the items and waits for all results.
+
+        With `again`, for a request that has waited once, they go ahead of all others, whether there is room or not.
 
         Raises QueueFull when there is no room for all of them, NotReady after `close`, DeadlineExceeded after
         timeout_s seconds, or what `run` raised for one of them. A request that stops waiting leaves the queue.
         """
         loop = asyncio.get_running_loop()
         ticket: Ticket[Item, Result] = Ticket(items, loop)
-        self._enqueue(ticket)
+        self._enqueue(ticket, again)
         timer = loop.call_later(timeout_s, ticket.expire, timeout_s)
         try:
             return await ticket.future
@@ -195,16 +197,23 @@ class Batcher(Generic[Item, Result]):
 
     def check_room(self, count: int) -> None:
         """Raises what `submit` would raise for that many items now, before any work is put into them."""
-        if self._closed:
-            raise NotReady("The service is shutting down.", retry_after_s=1)
+        self._check_open()
         if self._waiting + count > self._max_queue:
             raise QueueFull(f"{self._waiting} images are waiting; there is no room.", self._seconds_of_work())
 
-    def _enqueue(self, ticket: Ticket[Item, Result]) -> None:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotReady("The service is shutting down.", retry_after_s=1)
+
+    def _enqueue(self, ticket: Ticket[Item, Result], again: bool) -> None:
         count = len(ticket.items)
         with self._changed:
-            self.check_room(count)
-            self._tickets.append(ticket)
+            if again:
+                self._check_open()
+                self._tickets.appendleft(ticket)
+            else:
+                self.check_room(count)
+                self._tickets.append(ticket)
             self._waiting += count
             self._wake()
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.batcher import Answer, Batcher
-from app.errors import DeadlineExceeded, NotReady, QueueFull
+from app.errors import DeadlineExceeded, NotReady
 from app.model import doubt
 from app.model.images import Pixels
 
@@ -23,7 +23,7 @@ async def take(
 ) -> Answer[Probabilities]:
     """Probabilities of each picture; those at the places `lossy` may get a second look. Raises what `submit` raises.
 
-    Where there is no room or no time for second looks, what is known after the first ones is the answer.
+    Where second looks come too late, what is known after the first ones is the answer.
     """
     deadline = monotonic() + timeout_s
     first = await batcher.submit(pixels, timeout_s)
@@ -31,9 +31,9 @@ async def take(
     if not doubtful:
         return first
     try:
-        again = [doubt.mirrored(pixels[place]) for place in doubtful]
-        second = await batcher.submit(again, max(0.0, deadline - monotonic()))
-    except (QueueFull, NotReady, DeadlineExceeded):
+        mirrored = [doubt.mirrored(pixels[place]) for place in doubtful]
+        second = await batcher.submit(mirrored, max(0.0, deadline - monotonic()), again=True)
+    except (NotReady, DeadlineExceeded):
         return first
     results = list(first.results)
     for place, probabilities in zip(doubtful, second.results, strict=True):

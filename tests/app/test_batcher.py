@@ -281,3 +281,31 @@ def test_a_model_that_miscounts_is_an_error() -> None:
         batcher.close(5)
 
     asyncio.run(main())
+
+
+def test_what_has_waited_once_goes_ahead_whether_there_is_room_or_not() -> None:
+    model = Recorder()
+
+    async def scenario(batcher: Batcher[int, int]) -> list[list[int]]:
+        model.free.clear()
+        running = asyncio.create_task(batcher.submit([1], 10))
+        while not model.entered.is_set():
+            await asyncio.sleep(0.001)
+        waiting = asyncio.create_task(batcher.submit([2, 3], 10))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await batcher.submit([4], 10)
+        again = [asyncio.create_task(batcher.submit([item], 10, again=True)) for item in (5, 6)]
+        await asyncio.sleep(0)
+        assert batcher.waiting == 4
+        model.free.set()
+        answers = [(await task).results for task in (running, waiting, *again)]
+        assert batcher.waiting == 0
+        return answers
+
+    with Running(model, max_batch=1, max_queue=2) as batcher:
+        assert asyncio.run(scenario(batcher)) == [[2], [4, 6], [10], [12]]
+        batcher.close(5)
+        with pytest.raises(NotReady):
+            asyncio.run(batcher.submit([7], 10, again=True))
+    assert [batch[0] for batch in model.batches] == [1, 6, 5, 2, 3]

@@ -54,8 +54,10 @@ def test_one_look_is_enough_for_others(lossy: list[int], sure: float) -> None:
 class Closing(Batcher[Pixels, NDArray[np.float32]]):
     """Takes one request, then no more."""
 
-    async def submit(self, items: Sequence[Pixels], timeout_s: float) -> Answer[NDArray[np.float32]]:
-        answered = await super().submit(items, timeout_s)
+    async def submit(
+        self, items: Sequence[Pixels], timeout_s: float, again: bool = False
+    ) -> Answer[NDArray[np.float32]]:
+        answered = await super().submit(items, timeout_s, again)
         self.close()
         return answered
 
