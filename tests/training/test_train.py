@@ -147,7 +147,7 @@ def test_evaluate_reproduces_the_card(
     evaluate.main(["--weights", str(shades), "--data", str(folder), "--out", str(tmp_path / "report"), "--speed"])
     figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
     assert figures["accuracy"] == pytest.approx(weights.load(shades).card.test_accuracy, abs=1e-6)
-    assert len(figures["readings"]) == 6
+    assert len(figures["readings"]) == 9
     assert figures["readings"][0]["accuracy"] == figures["accuracy"]
     assert set(figures["speed"]["images_per_s"]) == {"1", "8", "32", "128"}
     assert set(figures["per_class"]) == {"bright", "dim", "middling"}
