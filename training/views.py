@@ -27,7 +27,7 @@ def two(answer: Answer, images: Tensor) -> Tensor:
 def doubtful(answer: Answer, images: Tensor, first: Tensor) -> Tensor:
     """Probabilities [N, classes] as served for lossy formats: of two looks where `first` is in doubt."""
     probabilities = first.clone()
-    again = torch.tensor([doubt.in_doubt(row, doubt.SURE) for row in probabilities.numpy()])
+    again = torch.from_numpy(doubt.in_doubt(probabilities.numpy(), doubt.SURE))
     if again.any():
         second = answer(images[again].flip(2))
         probabilities[again] = torch.from_numpy(doubt.merged(probabilities[again].numpy(), second.numpy()))

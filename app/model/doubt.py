@@ -13,9 +13,10 @@ SURE = 0.7  # most labels that a second look would change have less confidence, 
 LEAST = 1e-12  # takes the place of a probability rounded to 0, whose logarithm would outvote the other look
 
 
-def in_doubt(probabilities: NDArray[np.float32], sure: float) -> bool:
-    """Whether no class of [classes] has a probability of at least `sure`."""
-    return float(probabilities.max()) < sure
+def in_doubt(probabilities: NDArray[np.float32], sure: float) -> NDArray[np.bool_]:
+    """Whether no class has a probability of at least `sure`: [..., classes] to [...]."""
+    doubtful: NDArray[np.bool_] = probabilities.max(-1) < sure
+    return doubtful
 
 
 def mirrored(pixels: Pixels) -> Pixels:
