@@ -33,10 +33,10 @@ lint: .venv/dev  ## formatting, style, types and the direction of imports
 	$(BIN)/lint-imports
 
 docs: .venv/serve  ## write the table of settings into the README
-	$(BIN)/python -m docs.update
+	$(BIN)/python -m scripts.settings_table
 
 screenshot: .venv/dev  ## take the README's picture of the page anew; needs chromium
-	$(BIN)/python -m docs.screenshot
+	$(BIN)/python -m scripts.screenshot
 
 bench: .venv/train  ## the serving benchmark; ARGS="--data folder" takes CIFAR-10's own pictures
 	$(BIN)/python -m benchmarks.serving $(ARGS)
@@ -49,7 +49,7 @@ overload: .venv/train  ## four times what the service can do, for a minute; fail
 
 fuzz: .venv/dev  ## tens of thousands of hostile inputs to the decoder, the upload parser and the whole API
 	$(BIN)/python -m tests.fuzz.decoding -runs=50000 -max_len=4096 -print_final_stats=1
-	$(BIN)/python -m pytest --no-cov --hypothesis-profile=long --timeout=3600 tests/app/test_uploads.py
+	$(BIN)/python -m pytest --no-cov --hypothesis-profile=long --timeout=3600 tests/api/test_uploads.py
 	$(BIN)/python -m tests.fuzz.api --max-examples=1000
 
 audit: .venv/audit  ## look the pinned versions up in PyPI's advisories; says so where none can be reached

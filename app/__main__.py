@@ -9,10 +9,11 @@ from contextlib import suppress
 
 import uvicorn
 
-from app import classify, logs, metrics, settings
+from app import classify, settings
+from app.api.http_protocol import Protocol
 from app.errors import SettingsError
-from app.protocol import Protocol
 from app.settings import PREFIX, Settings
+from app.telemetry import logs, metrics
 
 BACKLOG = 4096  # connections that wait to be accepted; one that finds no room tries again after 1, 3 and 7 s
 

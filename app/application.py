@@ -20,23 +20,24 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan, Receive, Scope
 
-from app import __version__, openapi, prediction, problems, routes, settings
-from app.auth import Keys
-from app.batcher import Batcher, batch_sizes
-from app.classifier import Classifier
+from app import __version__, engines, settings
+from app.api import openapi, predict, problems, routes
+from app.api.auth import Keys
+from app.api.middleware import FastLane, RequestContext, TrustedHosts
+from app.engines import Engine
+from app.engines.hardware import available_cpus
+from app.inference.batcher import Batcher, batch_sizes
+from app.inference.classifier import Classifier
 from app.lifecycle import Lifecycle, Phase, draining_signals, ending_with_parent
-from app.logs import AccessLog
-from app.metrics import Metrics
-from app.middleware import FastLane, RequestContext, TrustedHosts
-from app.model import engine, images, weights
-from app.model.engine import Engine
-from app.model.images import Pixels
-from app.model.processor import available_cpus
+from app.model import preprocessing, weights
+from app.model.preprocessing import Pixels
 from app.model.weights import Weights
 from app.oip.routes import router as inference_router
 from app.oip.statistics import Statistics
 from app.settings import Settings
 from app.state import State
+from app.telemetry.logs import AccessLog
+from app.telemetry.metrics import Metrics
 from app.watchdog import watch
 
 LoadEngine = Callable[[Weights, str, int, str, str], Engine]
@@ -49,7 +50,7 @@ DESCRIPTION = "Classifies small images. Send one or many, get labels with probab
 
 
 def create_app(
-    config: Settings | None = None, load_engine: LoadEngine = engine.load, end: Callable[[int], None] = os._exit
+    config: Settings | None = None, load_engine: LoadEngine = engines.load, end: Callable[[int], None] = os._exit
 ) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError.
 
@@ -74,7 +75,7 @@ def _traced(app: ASGIApp) -> ASGIApp:
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
         logger.warning("no traces are sent, since the extra 'otel' is not installed")
         return app
-    from app import tracing
+    from app.telemetry import tracing
 
     return tracing.Tracing(app, tracing.exporting())
 
@@ -108,7 +109,7 @@ def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> F
 
 
 async def _predict(scope: Scope, receive: Receive) -> Response:
-    return await prediction.answer(scope, receive, scope["state"]["service"])
+    return await predict.answer(scope, receive, scope["state"]["service"])
 
 
 def _lifespan(
@@ -141,7 +142,7 @@ def _lifespan(
             draining_signals(lifecycle, config.drain_s),
             ending_with_parent(),
         ):
-            images.warm_up()
+            preprocessing.warm_up()
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))
             lifecycle.phase = Phase.READY

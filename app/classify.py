@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app import settings
-from app.classifier import Classifier
+from app import engines, settings
 from app.errors import RequestError, ThirtytwoError
-from app.model import doubt, engine, weights
-from app.model.images import Limits, Picture, decode
+from app.inference.classifier import Classifier
+from app.model import tta, weights
+from app.model.preprocessing import Limits, Picture, decode
 from app.settings import Settings
 
 
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     try:
         config = settings.load()
         file = weights.load(arguments.weights or config.weights)
-        runner = engine.load(file, config.device, config.threads, config.engine, config.precision)
+        runner = engines.load(file, config.device, config.threads, config.engine, config.precision)
     except ThirtytwoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,7 +57,7 @@ def _classify(path: Path, classifier: Classifier, config: Settings, top_k: int, 
 
 def _look(picture: Picture, classifier: Classifier, sure: float) -> NDArray[np.float32]:
     (first,) = classifier.classify([picture.pixels])
-    if not picture.lossy or not doubt.in_doubt(first, sure):
+    if not picture.lossy or not tta.in_doubt(first, sure):
         return first
-    (second,) = classifier.classify([doubt.mirrored(picture.pixels)])
-    return doubt.merged(first, second)
+    (second,) = classifier.classify([tta.mirrored(picture.pixels)])
+    return tta.merged(first, second)

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree. Each leaf is one row of the contract; `app.problems` renders it.
+"""Everything that can go wrong, as one tree. Each leaf is one row of the contract; `app.api.problems` renders it.
 
 ThirtytwoError
 ├── SettingsError           a setting has a value that cannot be (stops start-up, exit code 2)

@@ -7,7 +7,7 @@ from pydantic import Field, FilePath, SecretStr, ValidationError, field_validato
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
-from app.model.doubt import SURE
+from app.model.tta import SURE
 from app.model.weights import BUNDLED
 
 PREFIX = "THIRTYTWO_"

@@ -8,14 +8,14 @@ import numpy as np
 from fastapi import Depends, Request
 from numpy.typing import NDArray
 
-from app.auth import Keys
-from app.batcher import Batcher
-from app.classifier import Classifier
+from app.api.auth import Keys
+from app.inference.batcher import Batcher
+from app.inference.classifier import Classifier
 from app.lifecycle import Lifecycle
-from app.metrics import Metrics
-from app.model.images import Pixels
+from app.model.preprocessing import Pixels
 from app.oip.statistics import Statistics
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True)

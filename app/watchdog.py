@@ -5,7 +5,7 @@ import logging
 import signal
 from typing import Any
 
-from app.batcher import Batcher
+from app.inference.batcher import Batcher
 from app.lifecycle import Lifecycle, Phase
 
 PERIOD_S = 0.5

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from app import engines
 from app.errors import WeightsError
-from app.model import engine, weights
+from app.model import weights
 from app.settings import Settings
+from benchmarks import throughput
 from benchmarks.serving import LIMITS, ROOT, SIZES
 from training import data as folders
-from training import measures, predict, speed
+from training import metrics, predict
 
 ENGINES = (("openvino", "int8"), ("openvino", "bfloat16"), ("openvino", "float32"), ("torch", "bfloat16"),
            ("torch", "float32"))  # fmt: skip
@@ -23,16 +25,16 @@ HEAD = f"| engine | precision | threads | {' | '.join(f'batch {size}' for size i
 def row(name: str, precision: str, threads: int, data: Path | None) -> str:
     """One line of the table: images a second at each batch size."""
     try:
-        run = engine.load(weights.load(Settings().weights), "cpu", threads, name, precision)
+        run = engines.load(weights.load(Settings().weights), "cpu", threads, name, precision)
     except WeightsError as error:
         return f"| {name} | {precision} | {threads} |{' |' * len(SIZES)} {error} |"
-    speeds = " | ".join(f"{rate:.0f}" for rate in speed.measure(run, LIMITS.size, SIZES).values())
+    speeds = " | ".join(f"{rate:.0f}" for rate in throughput.measure(run, LIMITS.size, SIZES).values())
     return f"| {name} | {precision} | {threads} | {speeds} | {_accuracy(run, data) if data else ''} |"
 
 
-def _accuracy(run: engine.Engine, folder: Path) -> str:
+def _accuracy(run: engines.Engine, folder: Path) -> str:
     test = folders.load(folder, LIMITS.size, ["test"]).test
-    return f"{measures.accuracy(predict.served(run, test.images), test.labels):.2%}"
+    return f"{metrics.accuracy(predict.served(run, test.images), test.labels):.2%}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import uvloop
 
 from app.__main__ import raise_descriptor_limit
-from benchmarks.load import Run, closed_loop, connect, form, open_loop
+from benchmarks.client import Run, closed_loop, connect, form, open_loop
 from benchmarks.serving import Served, pictures, process, service
 
 IMAGES = 16  # in a request: enough that the generator costs little beside the service

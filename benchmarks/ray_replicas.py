@@ -13,7 +13,7 @@ from typing import NamedTuple
 import uvloop
 
 from app.settings import Settings
-from benchmarks.load import Run, closed_loop, form
+from benchmarks.client import Run, closed_loop, form
 from benchmarks.serving import CONCURRENCY, MANY, ROOT, pictures, process, service
 
 os.environ |= {

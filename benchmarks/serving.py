@@ -26,15 +26,16 @@ import numpy as np
 import uvloop
 from PIL import Image
 
+from app import engines
 from app.__main__ import raise_descriptor_limit
-from app.batcher import Batcher
-from app.model import engine, weights
-from app.model.images import Limits, decode
-from app.model.processor import available_cpus
+from app.api.uploads import parse_form
+from app.engines.hardware import available_cpus
+from app.inference.batcher import Batcher
+from app.model import weights
+from app.model.preprocessing import Limits, decode
 from app.settings import Settings
-from app.uploads import parse_form
-from benchmarks.load import Run, closed_loop, form, open_loop, post
-from training import speed
+from benchmarks import throughput
+from benchmarks.client import Run, closed_loop, form, open_loop, post
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(32, 10_000_000)
@@ -115,7 +116,7 @@ def service(port: int, *flags: str) -> list[str]:
 
 def hello(port: int) -> list[str]:
     options = ["--port", str(port), "--no-access-log", "--log-level", "warning", "--http", "httptools"]
-    return [sys.executable, "-m", "uvicorn", "benchmarks.hello:app", *options]
+    return [sys.executable, "-m", "uvicorn", "benchmarks.bare_asgi:app", *options]
 
 
 def pictures(data: Path | None, count: int = 256) -> list[tuple[str, bytes]]:
@@ -177,7 +178,7 @@ def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
     """What the parts cost alone, in process: parsing, decoding, the network at each batch size."""
     bodies = [form([file]).partition(b"\r\n\r\n")[2] for file in files]
     settings = Settings()
-    run = engine.load(weights.load(settings.weights), "cpu")
+    run = engines.load(weights.load(settings.weights), "cpu")
     one = np.zeros((1, LIMITS.size, LIMITS.size, 3), np.uint8)
     idle: Batcher[int, int] = Batcher(lambda items, alone: items, [1], 1)
     idle.start()
@@ -192,15 +193,15 @@ def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
         "hand_over_us": uvloop.run(rested_us(lambda: idle.submit([0], 1.0))),
         "engine": run.name,
         "precision": run.precision,
-        "model": speed.measure(run, LIMITS.size, SIZES),
+        "model": throughput.measure(run, LIMITS.size, SIZES),
         "model_together": together(run),
     }
 
 
-def together(run: engine.Engine) -> dict[int, float]:
+def together(run: engines.Engine) -> dict[int, float]:
     """Images/s of as many calls at once as the engine has lanes, for each batch size."""
     with ThreadPoolExecutor(run.lanes) as pool:
-        measure_one = partial(speed.measure, partial(run, alone=run.lanes == 1), LIMITS.size, SIZES)
+        measure_one = partial(throughput.measure, partial(run, alone=run.lanes == 1), LIMITS.size, SIZES)
         rates = [lane.result() for lane in [pool.submit(measure_one) for _ in range(run.lanes)]]
     return {size: sum(rate[size] for rate in rates) for size in SIZES}
 

@@ -23,7 +23,7 @@ from urllib.request import urlopen
 import uvloop
 from PIL import Image
 
-from benchmarks.load import Connection, Idle, connect, form, post
+from benchmarks.client import Connection, Idle, connect, form, post
 from benchmarks.serving import Served, pictures, process, service
 
 LOST_AFTER_S = 60.0

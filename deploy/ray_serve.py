@@ -15,10 +15,10 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import logs
+from app import engines
 from app.application import LoadEngine, create_app
-from app.model import engine
 from app.settings import Settings
+from app.telemetry import logs
 
 
 def app(settings: Settings) -> Application:
@@ -26,7 +26,7 @@ def app(settings: Settings) -> Application:
     return replicas(settings)
 
 
-def replicas(settings: Settings, load_engine: LoadEngine = engine.load, **options: Any) -> Application:
+def replicas(settings: Settings, load_engine: LoadEngine = engines.load, **options: Any) -> Application:
     """The options are those of a deployment and go before what follows from the settings."""
     follows = {
         # one batch at work and the next one gathering, but no more than the replica itself has room for

@@ -14,11 +14,11 @@ import torch
 import uvicorn
 from starlette.types import ASGIApp
 
+from app import engines
+from app.api.http_protocol import Protocol
 from app.application import LoadEngine, create_app
-from app.model import engine
 from app.model.networks import ConvNet, fold
 from app.model.weights import Card, save
-from app.protocol import Protocol
 from app.settings import Settings
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
@@ -68,7 +68,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(
     settings: Settings,
-    load_engine: LoadEngine = engine.load,
+    load_engine: LoadEngine = engines.load,
     protocol: type[Protocol] = Protocol,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> Iterator[httpx.Client]:

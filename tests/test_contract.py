@@ -9,11 +9,11 @@ import httpx
 import playwright
 import pytest
 
-from app import routes
+from app.api import routes
 from app.application import create_api
 from app.errors import RequestError
 from app.settings import PREFIX, Settings
-from docs import update
+from scripts import settings_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,7 +44,7 @@ def test_every_promised_setting_exists() -> None:
 
 
 def test_the_readme_has_the_table_of_all_settings() -> None:
-    assert update.updated(README) == README, "run make docs"
+    assert settings_table.updated(README) == README, "run make docs"
     assert all(f"`{PREFIX}{name.upper()}`" in README for name in Settings.model_fields)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from app.errors import DataError, RequestError
-from app.model.images import Limits, decode
+from app.model.preprocessing import Limits, decode
 
 MAX_PIXELS = 1 << 28  # a folder's owner is trusted with large pictures, not with endless ones
 

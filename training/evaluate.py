@@ -8,10 +8,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from app import engines
 from app.errors import DataError, ThirtytwoError
-from app.model import engine, weights
+from app.model import weights
 from app.model.weights import BUNDLED
-from training import data, predict, readings, report, speed
+from benchmarks import throughput
+from training import data, predict, readings, report
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = data.load(arguments.data, card.input_size, ["test"])
     if dataset.classes != card.classes:
         raise DataError(f"{arguments.data} has other classes than the weights: {', '.join(dataset.classes)}.")
-    run = engine.load(loaded, arguments.device)
+    run = engines.load(loaded, arguments.device)
     answer = partial(predict.served, run)
     probabilities = answer(dataset.test.images)
     figures = report.measure(probabilities, dataset.test.labels, card.classes)
@@ -44,8 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
         figures["readings"] = [row._asdict() for row in rows]
         told.append(readings.table(rows))
     if arguments.speed:
-        figures["speed"] = speed.figures(run, card.input_size)
-        told.append(f"{figures['speed']['machine']}:\n\n{speed.table(figures['speed']['images_per_s'])}")
+        figures["speed"] = throughput.figures(run, card.input_size)
+        told.append(f"{figures['speed']['machine']}:\n\n{throughput.table(figures['speed']['images_per_s'])}")
     folder = arguments.out or Path("runs") / f"evaluate-{loaded.version}"
     report.write(folder, figures)
     print(*told, f"JSON and plots are in {folder}", sep="\n\n")

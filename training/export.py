@@ -10,13 +10,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from app import engines
+from app.engines import Engine
+from app.engines.pytorch import load_network
 from app.errors import SettingsError
-from app.model import engine, networks
-from app.model.engine import Engine
-from app.model.int8 import round_filters
-from app.model.torch_engine import load_network
+from app.model import networks
+from app.model.quantization import round_filters
 from app.model.weights import SCALE, Card, Tensors, Weights, save
-from training import augment, measures, predict, quantization, speed
+from benchmarks import throughput
+from training import augment, calibration, metrics, predict
 from training.data import DataSet, Split
 from training.recipe import Recipe
 from training.references import recarded
@@ -32,7 +34,7 @@ def rounded(network: nn.Module) -> Tensors:
     """The state of the network as it is stored: a ConvNet's groups' filters in int8, the rest in half precision."""
     folded = networks.fold(network).cpu()
     state: Tensors = {name: value.half().numpy() for name, value in folded.state_dict().items()}
-    for name, convolution in quantization.convolutions(folded):
+    for name, convolution in calibration.convolutions(folded):
         filters = f"{name}.weight"
         state[filters], state[filters + SCALE] = round_filters(convolution.weight.detach().float().numpy())
     return state
@@ -70,18 +72,18 @@ def write(
     results: dict[str, Any] = {"training_s": round(seconds)}
     references = _references(holdout)
     weights = Weights(card, rounded(network), references, np.empty(0, np.float32), "")
-    ranges = quantization.input_ranges(load_network(weights), holdout.images[:RANGED])
+    ranges = calibration.input_ranges(load_network(weights), holdout.images[:RANGED])
     weights = recarded(weights, activation_ranges=ranges, results=results)
-    temperature, smoothing = _calibration(engine.load(weights), holdout)
+    temperature, smoothing = _calibration(engines.load(weights), holdout)
     weights = recarded(weights, temperature=temperature, smoothing=smoothing)
-    card, run = weights.card, engine.load(weights)
+    card, run = weights.card, engines.load(weights)
     answers = predict.served(run, holdout.images)
     results.update(_results("holdout", answers, holdout.labels))
     if len(test):
         answers = predict.served(run, test.images)
         results.update(_results("test", answers, test.labels))
-        card = card.model_copy(update={"test_accuracy": round(measures.accuracy(answers, test.labels), 6)})
-    results["speed"] = speed.figures(run, card.input_size, SPEED_S)
+        card = card.model_copy(update={"test_accuracy": round(metrics.accuracy(answers, test.labels), 6)})
+    results["speed"] = throughput.figures(run, card.input_size, SPEED_S)
     save(path, card, weights.state, references, weights.reference_probabilities)
     return weights._replace(card=card), answers
 
@@ -96,13 +98,13 @@ def _gflops(network: nn.Module, size: int) -> float:
 
 
 def _results(split: str, answers: Tensor, labels: Tensor) -> dict[str, Any]:
-    accuracy = measures.accuracy(answers, labels)
-    low, high = measures.wilson(accuracy, len(labels))
+    accuracy = metrics.accuracy(answers, labels)
+    low, high = metrics.wilson(accuracy, len(labels))
     return {
         f"{split}_images": len(labels),
         f"{split}_accuracy": round(accuracy, 4),
         f"{split}_accuracy_interval": [round(low, 4), round(high, 4)],
-        f"{split}_calibration_error": round(measures.calibration_error(answers, labels), 4),
+        f"{split}_calibration_error": round(metrics.calibration_error(answers, labels), 4),
     }
 
 
@@ -110,7 +112,7 @@ def _calibration(run: Engine, holdout: Split) -> tuple[float, float]:
     """Temperature and smoothing that suit pictures as they are and as JPEG, since uploads are both."""
     recoded = augment.recode_all(holdout.images, CALIBRATION_QUALITY)
     answers = torch.cat([predict.served(run, images) for images in (holdout.images, recoded)])
-    return measures.fit_calibration(answers.clamp_min(SMALLEST).log(), holdout.labels.repeat(2))
+    return metrics.fit_calibration(answers.clamp_min(SMALLEST).log(), holdout.labels.repeat(2))
 
 
 def _references(holdout: Split) -> np.ndarray:

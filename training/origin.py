@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from app.engines.pytorch import load_network
 from app.errors import DataError
 from app.model import weights
 from app.model.networks import ConvNet, unfold
-from app.model.torch_engine import load_network
 
 SAMPLE = 1000  # images that the normalisation's share of a folded bias is measured on
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.model.engine import Engine
+from app.engines import Engine
 
 SERVED_BATCH = 64
 

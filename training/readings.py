@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from training import augment, measures, views
+from training import augment, metrics, views
 from training.data import Split
 from training.views import Answer
 
@@ -22,9 +22,9 @@ class Reading(NamedTuple):
 
 
 def take(what: str, probabilities: Tensor, labels: Tensor) -> Reading:
-    accuracy = measures.accuracy(probabilities, labels)
-    interval = measures.wilson(accuracy, len(labels))
-    return Reading(what, accuracy, interval, measures.calibration_error(probabilities, labels))
+    accuracy = metrics.accuracy(probabilities, labels)
+    interval = metrics.wilson(accuracy, len(labels))
+    return Reading(what, accuracy, interval, metrics.calibration_error(probabilities, labels))
 
 
 def of_views(answer: Answer, split: Split) -> list[Reading]:

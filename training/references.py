@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.model.torch_engine import calibrate, load_network
+from app.engines.pytorch import calibrate, load_network
 from app.model.weights import Weights
 
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from training import measures
+from training import metrics
 
 MANY_CLASSES = 30  # above this the confusion matrix is drawn without numbers and names
 
@@ -25,20 +25,20 @@ class Mistake(NamedTuple):
 
 def measure(probabilities: Tensor, labels: Tensor, classes: list[str]) -> dict[str, Any]:
     """All figures of one reading: probabilities [N, classes], labels [N]."""
-    accuracy = measures.accuracy(probabilities, labels)
-    table = measures.confusion(probabilities, labels)
+    accuracy = metrics.accuracy(probabilities, labels)
+    table = metrics.confusion(probabilities, labels)
     right, actual, claimed = table.diagonal(), table.sum(1), table.sum(0)
     return {
         "images": len(labels),
         "accuracy": accuracy,
-        "interval_95": measures.wilson(accuracy, len(labels)),
-        "calibration_error": measures.calibration_error(probabilities, labels),
+        "interval_95": metrics.wilson(accuracy, len(labels)),
+        "calibration_error": metrics.calibration_error(probabilities, labels),
         "per_class": {
             name: {"recall": _share(right[i], actual[i]), "precision": _share(right[i], claimed[i])}
             for i, name in enumerate(classes)
         },
         "confusion": table.tolist(),
-        "reliability": measures.reliability(probabilities, labels),
+        "reliability": metrics.reliability(probabilities, labels),
     }
 
 

@@ -19,17 +19,17 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from app.engines.pytorch import pick_device
 from app.errors import ThirtytwoError
 from app.model import networks
 from app.model.networks import ConvNet
-from app.model.torch_engine import pick_device
-from training import checkpoint, data, distributed, export, measures, origin, predict, report
-from training.batches import Batches
+from training import checkpoint, data, distributed, export, metrics, origin, predict, report
 from training.data import DataSet, Split
+from training.distillation import engage
 from training.distributed import Ranks
 from training.journal import Journal
+from training.loader import Batches
 from training.recipe import Recipe, add_flags, from_flags
-from training.teacher import engage
 from training.trainer import Epoch, Trainer
 
 logger = logging.getLogger("training")
@@ -65,7 +65,7 @@ def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float, tens
     with _StopRequest() as stop:
         while not trainer.finished:
             rate, loss, train_accuracy = trainer.run_epoch(after_step)
-            accuracy = measures.accuracy(predict.logits(trainer.network, holdout.images), holdout.labels)
+            accuracy = metrics.accuracy(predict.logits(trainer.network, holdout.images), holdout.labels)
             epoch = Epoch(len(trainer.history) + 1, trainer.seconds, rate, loss, train_accuracy, accuracy)
             trainer.history.append(epoch)
             save()

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from app.errors import ThirtytwoError
 from training import averaging, checkpoint, optimizers
-from training.batches import Batch, Batches
 from training.distributed import Ranks
+from training.loader import Batch, Batches
 from training.recipe import Recipe
 
 AVERAGED = 10  # batches that an averaged network's normalisation is measured on

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from app.model import doubt
+from app.model import tta
 from training import augment
 
 Answer = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilities float32 [N, classes]
@@ -16,7 +16,7 @@ Answer = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilitie
 
 def one(answer: Answer, images: Tensor) -> Tensor:
     """Log-probabilities [N, classes] of the images as they are; so do the next two."""
-    return answer(images).clamp(min=doubt.LEAST).log()
+    return answer(images).clamp(min=tta.LEAST).log()
 
 
 def two(answer: Answer, images: Tensor) -> Tensor:
@@ -27,10 +27,10 @@ def two(answer: Answer, images: Tensor) -> Tensor:
 def doubtful(answer: Answer, images: Tensor, first: Tensor) -> Tensor:
     """Probabilities [N, classes] as served for lossy formats: of two looks where `first` is in doubt."""
     probabilities = first.clone()
-    again = torch.from_numpy(doubt.in_doubt(probabilities.numpy(), doubt.SURE))
+    again = torch.from_numpy(tta.in_doubt(probabilities.numpy(), tta.SURE))
     if again.any():
         second = answer(images[again].flip(2))
-        probabilities[again] = torch.from_numpy(doubt.merged(probabilities[again].numpy(), second.numpy()))
+        probabilities[again] = torch.from_numpy(tta.merged(probabilities[again].numpy(), second.numpy()))
     return probabilities
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from app.classifier import Classifier
-from app.oip.protocol import Tensor
+from app.inference.classifier import Classifier
+from app.oip.codec import Tensor
 
 VERSION = "1"  # the protocol's versions are small numbers; the weights' own version is on GET /model
 

@@ -1,16 +1,17 @@
-"""The protocol's calls. Each translates, as those of `app.routes`."""
+"""The protocol's calls. Each translates, as those of `app.api.routes`."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import Response
 
-from app import __version__, openapi
+from app import __version__
+from app.api import openapi
+from app.api.problems import INFERENCE
 from app.errors import RequestError
 from app.lifecycle import Phase
-from app.oip import inference
+from app.oip import handler
 from app.oip.models import VERSION, Model, config, metadata, models
-from app.problems import INFERENCE
 from app.state import Service
 
 EXTENSIONS = [
@@ -92,7 +93,7 @@ async def model_statistics(model: Named, service: Service) -> dict[str, Any]:
 async def infer(model: Named, request: Request, service: Service) -> Response:
     """A JSON request, one with binary tensors behind the JSON, or one raw image."""
     try:
-        return await inference.answer(request.scope, request.receive, service, model)
+        return await handler.answer(request.scope, request.receive, service, model)
     except RequestError as error:
         service.metrics.refusals.labels(error.type).inc()
         raise

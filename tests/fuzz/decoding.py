@@ -12,11 +12,11 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["app.model.images", "PIL"]):
+with atheris.instrument_imports(include=["app.model.preprocessing", "PIL"]):
     from PIL import Image
 
     from app.errors import RequestError
-    from app.model.images import FORMATS, Limits, decode
+    from app.model.preprocessing import FORMATS, Limits, decode
 
     Image.init()  # imports the plugins, which Pillow would else do on first use, after the instrumenting
 

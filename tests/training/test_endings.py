@@ -20,9 +20,9 @@ import torch
 from app.model import weights
 from tests.training.test_train import SMALL
 from training import checkpoint, train
-from training.batches import Batches
 from training.data import Split
 from training.distributed import Ranks
+from training.loader import Batches
 from training.recipe import Recipe
 from training.trainer import Diverged, Trainer
 

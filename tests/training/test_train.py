@@ -16,8 +16,9 @@ import torch
 
 from app.model import weights
 from app.settings import Settings
+from benchmarks import pareto
 from tests.conftest import serving
-from training import checkpoint, evaluate, frontier, train
+from training import checkpoint, evaluate, train
 
 SMALL = ["--widths", "8,8,8", "--depth", "2", "--translate", "2", "--epochs", "8", "--batch-size", "30"]
 SMALL += ["--holdout", "0.2", "--filter-lr", "0.05"]
@@ -292,7 +293,7 @@ def test_weights_files_are_compared_in_the_order_of_their_cost(
 ) -> None:
     larger = fit(folder, tmp_path, "--widths", "16,16,16", "--epochs", "1", "--name", "larger", "--skip-test")
     capsys.readouterr()
-    frontier.main([str(larger), str(shades), "--out", str(tmp_path / "frontier.png")])
+    pareto.main([str(larger), str(shades), "--out", str(tmp_path / "frontier.png")])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0] for row in rows] == ["| shades", "| larger"]
     assert float(rows[0][1]) < float(rows[1][1])

@@ -1,0 +1,158 @@
+"""What the OpenAPI page tells beyond the types: how to upload, what comes back, and every error."""
+
+from typing import Any
+
+from app import errors
+from app.api import schemas
+from app.api.problems import MEDIA_TYPE, TYPE
+from app.model import preprocessing
+
+FILE = {"type": "string", "format": "binary"}
+FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {
+            "type": "array",
+            "items": FILE,
+            "description": "One image, or many. On this page, *Add string item* makes room for one more.",
+        }
+    },
+}
+BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": FORM},
+        **{kind: {"schema": FILE} for kind in (*preprocessing.FORMATS.values(), "application/octet-stream")},
+    },
+}
+
+TOP_K = {
+    "name": "top_k",
+    "in": "query",
+    "description": "How many of the likeliest classes to tell, from 1 to all of them.",
+    "schema": {"type": "integer", "minimum": 1, "default": 3},
+}
+KEYS: list[dict[str, Any]] = [{"Bearer": []}, {"X-API-Key": []}, {}]
+REQUEST: dict[str, Any] = {"parameters": [TOP_K], "requestBody": BODY, "security": KEYS}
+WHEN = "Needed where the service has API keys; one of the two headers is enough."
+SECURITY = {
+    "Bearer": {"type": "http", "scheme": "bearer", "description": WHEN},
+    "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": WHEN},
+}
+
+JSON_LENGTH = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "Bytes of the JSON where binary data follows; 0 where the body is one raw image.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+INFER: dict[str, Any] = {
+    "parameters": [JSON_LENGTH],
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {"schema": FILE}},
+    },
+    "security": KEYS,
+}
+INFERENCE_ERROR: dict[str, Any] = {
+    "description": "Every other status has a text that says why.",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+        }
+    },
+}
+
+UNSUPPORTED = "Send one of PNG, JPEG, WEBP, BMP, GIF; the first bytes are of none of them."
+
+MODEL = {"name": "cifar10", "version": "3f2a9c01"}
+CAT = {
+    "filename": "chelsea.png",
+    "label": "cat",
+    "confidence": 0.9812,
+    "top": [
+        {"label": "cat", "probability": 0.9812},
+        {"label": "dog", "probability": 0.0121},
+        {"label": "frog", "probability": 0.0019},
+    ],
+    "resized_from": [451, 300],  # FastAPI drops a null from an example
+}
+NOTES = {
+    "filename": "notes.txt",
+    "error": {
+        "type": TYPE + errors.UnsupportedImage.type,
+        "title": errors.UnsupportedImage.title,
+        "detail": UNSUPPORTED,
+    },
+}
+ANSWERS = {
+    "one": {"summary": "One image", "value": {"model": MODEL, "predictions": [CAT]}},
+    "two": {"summary": "Two, one of them bad", "value": {"model": MODEL, "predictions": [CAT, NOTES]}},
+}
+
+DESCRIPTIONS = {
+    400: "Malformed form, no part named `file`, or an empty body.",
+    401: "API keys are set, and none or a wrong one came.",
+    413: "Too many bytes, files or pixels.",
+    415: "Not PNG, JPEG, WebP, BMP or GIF.",
+    422: "The image is broken, of a wrong size under STRICT_SIZE, or `top_k` is out of range.",
+    429: "The queue is full; `Retry-After` says when there will be room.",
+    503: "Not ready yet, or shutting down.",
+    504: "Not answered within the request timeout.",
+}
+DETAILS: dict[type[errors.RequestError], str] = {
+    errors.MalformedUpload: 'The form has no part named "file".',
+    errors.UnknownHost: "This service does not answer to the host name of the request.",
+    errors.Unauthorized: "Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
+    errors.TooLarge: "The body is over 32000000 bytes.",
+    errors.UnsupportedImage: UNSUPPORTED,
+    errors.UndecodableImage: "The PNG data is broken or incomplete.",
+    errors.WrongSize: "The image is 451 x 300; only 32 x 32 is taken.",
+    errors.InvalidParameter: "top_k is '11'; it must be a whole number from 1 to 10.",
+    errors.QueueFull: "512 images are waiting; there is no room.",
+    errors.NotReady: "The service is shutting down.",
+    errors.DeadlineExceeded: "No answer within 10 s.",
+}
+RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    examples = {
+        kind.type: {
+            "summary": kind.title,
+            "value": {
+                "type": TYPE + kind.type,
+                "title": kind.title,
+                "status": status,
+                "detail": detail,
+                "request_id": "4f6c1d2e8a7b4c3d9e0f1a2b3c4d5e6f",
+            },
+        }
+        for kind, detail in DETAILS.items()
+        if kind.status == status
+    }
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}}
+    return {
+        "description": DESCRIPTIONS[status],
+        "content": content,
+        **({"headers": RETRY_AFTER} if status in (429, 503) else {}),
+    }
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {status: _problem(status) for status in DESCRIPTIONS}
+TIMING = {"description": "milliseconds of `decode`, `queue` and `model`", "schema": {"type": "string"}}
+PREDICT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A prediction or an error for each file, in the order of the files.",
+        "content": {"application/json": {"examples": ANSWERS}},
+        "headers": {"Server-Timing": TIMING},
+    },
+    **ERRORS,
+}
+
+
+def complete(schema: dict[str, Any]) -> None:
+    """Adds what FastAPI cannot know: the problem document of our own renderer, and the keys read before its stack."""
+    schema["components"]["schemas"]["Problem"] = schemas.Problem.model_json_schema()
+    schema["components"]["securitySchemes"] = SECURITY

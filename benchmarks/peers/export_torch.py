@@ -1,0 +1,43 @@
+"""Writes the bundled network as a torch.export program, in the form that is fastest in torch, for other servers.
+
+uint8 [N, 3, 32, 32] to float32 probabilities [N, classes]; bfloat16 with folded normalisations, channels last.
+
+    python -m benchmarks.peers.export_torch network.pt2
+"""
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from app.engines.pytorch import load_network, pick_dtype
+from app.model import weights
+from app.settings import Settings
+
+
+class Classifier(nn.Module):
+    """The network of a weights file with its calibrated softmax."""
+
+    def __init__(self, file: weights.Weights) -> None:
+        super().__init__()
+        network = load_network(file).to(pick_dtype(torch.device("cpu")))
+        self.network = network.to(memory_format=torch.channels_last)
+        self.temperature = file.card.temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images.to(memory_format=torch.channels_last))
+        return (logits.float() / self.temperature).softmax(1)
+
+
+def main() -> None:
+    file = weights.load(Settings().weights)
+    size = file.card.input_size
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    batch = {0: torch.export.Dim("batch", min=1, max=4096)}
+    with torch.no_grad():
+        program = torch.export.export(Classifier(file).eval(), (example,), dynamic_shapes=(batch,))
+    torch.export.save(program, sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Who gets in: keys, hosts, origins, closed parts, TLS."""
+
+import os
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.api.auth import Keys
+from app.errors import SettingsError, Unauthorized
+from app.settings import Settings
+from tests.conftest import serving
+from tests.support.subprocesses import command, fails, free_port
+
+Start = Callable[..., httpx.Client]
+PNG = {"content-type": "image/png"}
+
+
+def enters(keys: Keys, key: str) -> bool:
+    try:
+        keys.check({b"x-api-key": key.encode()})
+    except Unauthorized:
+        return False
+    return True
+
+
+def test_without_keys_all_may_enter() -> None:
+    assert Keys().open
+    assert enters(Keys(), "")
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        ({b"x-api-key": b"first"}, True),
+        ({b"authorization": b"Bearer second"}, True),
+        ({b"authorization": b"bearer  second "}, True),
+        ({b"authorization": b"Basic second"}, False),
+        ({b"authorization": b"Bearer"}, False),
+        ({b"x-api-key": b"firs"}, False),
+        ({b"x-api-key": b"first "}, False),
+        ({b"x-api-key": b"\xff"}, False),
+        ({b"x-api-key": b""}, False),
+        ({}, False),
+    ],
+)
+def test_one_of_several_keys_in_one_of_two_headers(headers: dict[bytes, bytes], passes: bool) -> None:
+    keys = Keys(["first", "second"])
+    if passes:
+        keys.check(headers)
+    else:
+        with pytest.raises(Unauthorized):
+            keys.check(headers)
+
+
+def test_keys_of_a_file_change_without_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# team a\nold-key\n\n")
+    keys = Keys(["fixed"], file, look_s=0)
+    assert enters(keys, "old-key")
+    assert not enters(keys, "# team a")
+    assert not enters(keys, "")
+    file.write_text("new-key\n")
+    os.utime(file, ns=(1, 1))
+    assert not enters(keys, "old-key")
+    assert enters(keys, "new-key")
+    file.unlink()
+    assert enters(keys, "new-key")
+    assert enters(keys, "fixed")
+
+
+def test_an_empty_file_of_keys_lets_nobody_in(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.touch()
+    assert not enters(Keys([], file), "")
+
+
+def test_a_missing_file_of_keys_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="THIRTYTWO_API_KEYS_FILE"):
+        Keys([], tmp_path / "none")
+
+
+def test_hosts(start: Start) -> None:
+    client = start(allowed_hosts="a.org, *.b.org")
+    for host in ("a.org", "A.org:8000", "x.b.org", "y.x.b.org:1"):
+        assert client.get("/healthz", headers={"host": host}).status_code == 200, host
+    for host in ("b.org", "evil.org", "a.org.evil.org", "[::1]:80", ""):
+        response = client.get("/healthz", headers={"host": host})
+        assert response.status_code == 400, host
+        assert response.json()["type"] == "urn:thirtytwo:problem:unknown-host"
+
+
+def test_other_origins_are_let_in_only_where_named(start: Start, cat: bytes) -> None:
+    closed = start().post("/predict", content=cat, headers=PNG | {"origin": "https://a.org"})
+    assert "access-control-allow-origin" not in closed.headers
+    client = start(cors_origins="https://a.org")
+    answer = client.post("/predict", content=cat, headers=PNG | {"origin": "https://a.org"})
+    assert answer.headers["access-control-allow-origin"] == "https://a.org"
+    other = client.post("/predict", content=cat, headers=PNG | {"origin": "https://b.org"})
+    assert "access-control-allow-origin" not in other.headers
+    asked = {"origin": "https://a.org", "access-control-request-method": "POST"}
+    assert client.options("/predict", headers=asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("setting", "paths"),
+    [("expose_docs", ["/docs", "/openapi.json"]), ("expose_metrics", ["/metrics"]), ("expose_page", ["/"])],
+)
+def test_parts_can_be_closed(start: Start, cat: bytes, setting: str, paths: list[str]) -> None:
+    client = start(**{setting: False})
+    for path in ("/docs", "/openapi.json", "/metrics", "/", "/healthz", "/model"):
+        assert client.get(path).status_code == (404 if path in paths else 200), path
+    assert client.post("/predict", content=cat, headers=PNG).status_code == 200
+
+
+def test_https_with_a_certificate_of_ones_own(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:
+    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    flags = ["--weights", str(tiny_weights), "--port", str(port), "--tls-cert", str(certificate), "--tls-key", str(key)]
+    with subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL) as running:
+        trust = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust) as client:
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                try:
+                    assert client.post("/predict", content=cat, headers=PNG).status_code == 200
+                    break
+                except httpx.ConnectError:
+                    time.sleep(0.1)
+            else:
+                pytest.fail("no answer over TLS")
+        running.terminate()
+    assert "TLS_CERT and TLS_KEY belong together" in fails("--tls-cert", str(certificate))
+    assert "THIRTYTWO_TLS_KEY: Path does not point to a file" in fails("--tls-key", str(tmp_path / "none"))
+    broken = ("--tls-cert", str(certificate), "--tls-key", str(certificate))
+    assert "error: [SSL]" in fails("--weights", str(tiny_weights), "--port", "0", *broken)
+
+
+def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:
+    """Neither picture nor name nor key reaches the disk or the log, not even where reading them fails."""
+    port, home = free_port(), tmp_path / "home"
+    home.mkdir()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home)}
+    environment["THIRTYTWO_API_KEYS"] = "secret-key"
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            command("--weights", str(tiny_weights), "--port", str(port), "--log-level", "debug"),
+            stderr=stream, env=environment,
+        ) as running,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": "secret-key"}) as client,
+    ):  # fmt: skip
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                client.get("/readyz")
+                break
+            except httpx.ConnectError:
+                time.sleep(0.1)
+        for data in (cat, cat[:400], b"secret-content", bytes(2_000_000)):
+            client.post("/predict", files={"file": ("secret-name.png", data)}, params={"q": "secret-query"})
+            client.post("/predict", content=data, headers=PNG)
+            client.post("/predict", content=data, headers=PNG | {"x-api-key": "wrong-secret"})
+        running.terminate()
+        running.wait(20)
+    assert "secret" not in log.read_text()
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_secrets_are_masked_where_settings_are_shown() -> None:
+    assert "hidden-key" not in repr(Settings(api_keys="hidden-key"))
+    assert "hidden-key" not in Settings(api_keys="hidden-key").model_dump_json()
+
+
+def test_an_open_service_says_so(tiny_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Settings(weights=tiny_weights, max_batch=1)):
+        assert "no API keys are set" in caplog.text
+    caplog.clear()
+    with serving(Settings(weights=tiny_weights, max_batch=1, api_keys="x")):
+        assert "no API keys are set" not in caplog.text

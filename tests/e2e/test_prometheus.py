@@ -1,0 +1,133 @@
+"""A real Prometheus scrapes the running service with the shipped configuration, only more often."""
+
+import io
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from PIL import Image
+
+from app.settings import Settings
+from tests.conftest import EXAMPLES, serving
+from tests.e2e.test_monitoring import PROMETHEUS, queries, rules
+from tests.support import fault_injection
+from tests.support.subprocesses import free_port
+
+pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus package is not installed")
+
+WITHIN_S = 60
+RAW = {"Inference-Header-Content-Length": "0"}
+
+
+class Monitored:
+    """The service, whose engine fails at a picture that is white all over, and the Prometheus that watches it."""
+
+    def __init__(self, service: httpx.Client, prometheus: httpx.Client, stop: Callable[[], None]) -> None:
+        self.service = service
+        self.prometheus = prometheus
+        self.stop = stop
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        answer = self.prometheus.get(f"/api/v1/{path}", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    def rules(self) -> list[dict[str, Any]]:
+        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+
+    def alerting(self) -> set[str]:
+        """Pending or firing."""
+        return {alert["labels"]["alertname"] for alert in self.ask("alerts")["alerts"]}
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.3)
+
+
+def answers(prometheus: httpx.Client) -> bool:
+    try:
+        return prometheus.get("/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def configuration(port: int) -> dict[str, Any]:
+    shipped: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    shipped["global"] = dict.fromkeys(shipped["global"], "1s")
+    shipped["rule_files"] = [str(PROMETHEUS / name) for name in shipped["rule_files"]]
+    (job,) = shipped["scrape_configs"]
+    job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+    return shipped
+
+
+@pytest.fixture(scope="module")
+def monitored(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
+    folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    flags = [f"--config.file={folder}/config.yml", f"--storage.tsdb.path={folder}/data", "--log.level=warn"]
+    with ExitStack() as service_stack, httpx.Client(base_url=f"http://127.0.0.1:{port}") as prometheus:
+        settings = Settings(weights=tiny_weights, max_batch=16)
+        service = service_stack.enter_context(serving(settings, fault_injection.load(fault_injection.raising)))
+        (folder / "config.yml").write_text(yaml.safe_dump(configuration(service.base_url.port or 0)))
+        running = subprocess.Popen(["prometheus", *flags, f"--web.listen-address=127.0.0.1:{port}"])
+        try:
+            until(lambda: answers(prometheus))
+            yield Monitored(service, prometheus, service_stack.close)
+        finally:
+            running.terminate()
+            running.wait(30)
+
+
+def white() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_shipped_rules_load_and_a_healthy_service_is_silent(monitored: Monitored, cat: bytes) -> None:
+    monitored.service.post("/predict", content=cat, headers={"content-type": "image/png"})
+    until(lambda: {rule["health"] for rule in monitored.rules()} == {"ok"})
+    assert [rule["name"] for rule in monitored.rules()] == [rule["alert"] for rule in rules]
+    until(lambda: [target["health"] for target in monitored.ask("targets")["activeTargets"]] == ["up"])
+    until(lambda: monitored.alerting() == set())  # before the first scrape, none answers
+
+
+def test_errors_and_bad_files_alert_and_every_panel_has_its_data(monitored: Monitored, cat: bytes) -> None:
+    """Under /v2 as at /predict."""
+
+    def alerted() -> bool:
+        monitored.service.post("/v2/models/tiny_image/infer", content=white(), headers=RAW)
+        monitored.service.post("/v2/models/tiny_image/infer", content=b"no picture", headers=RAW)
+        monitored.service.post("/predict", content=b"no picture", headers={"content-type": "image/png"})
+        return monitored.alerting() >= {"ThirtytwoErrors", "ThirtytwoBadFiles"}
+
+    until(alerted)
+    pictures = [("file", (path.name, path.read_bytes())) for path in sorted(EXAMPLES.glob("*.png"))]
+
+    def shown() -> bool:
+        monitored.service.post("/predict", files=pictures)
+        return all(finite(monitored, query) or "device_memory" in query for query in queries)
+
+    until(shown)
+    assert monitored.ask("label/instance/values", **{"match[]": "thirtytwo_model_info"}) != []
+
+
+def finite(monitored: Monitored, query: str) -> bool:
+    """Whether the panel's query has an answer with a number in it."""
+    plain = query.replace("$__rate_interval", "1m").replace("$instance", ".*")
+    results = monitored.ask("query", query=plain)["result"]
+    return any(float(result["value"][1]) == float(result["value"][1]) for result in results)
+
+
+def test_a_service_that_is_gone_alerts(monitored: Monitored) -> None:
+    monitored.stop()
+    until(lambda: "ThirtytwoDown" in monitored.alerting())

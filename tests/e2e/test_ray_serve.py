@@ -1,0 +1,250 @@
+"""The service on Ray Serve, on a real cluster of two nodes that happen to share one machine.
+
+The tests build on each other: they follow one application from its first replica on.
+"""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from PIL import Image
+
+from app.model.weights import BUNDLED
+from app.settings import Settings
+from tests.support import fault_injection
+from tests.support.subprocesses import free_port
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every port on loopback; read when ray is imported
+ray = pytest.importorskip("ray")
+
+from ray import serve  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+from ray.serve.context import _get_global_client  # noqa: E402 (nothing public tells a replica's node and process)
+
+from deploy import ray_serve  # noqa: E402
+
+pytestmark = pytest.mark.timeout(900)  # a cluster is many processes, and they start slowly where cores are few
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # else the one proxy never asks the other node
+}
+NODE = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
+CALLERS = 8
+
+SPENT = re.compile(r'^thirtytwo_request_seconds_sum{route="/predict"} (\S+)', re.MULTILINE)
+
+Process = tuple[str, int]
+Ask = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        nodes = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        try:
+            nodes.add_node(**NODE)
+            ray.init(address=nodes.address, log_to_driver=False)
+            yield nodes
+            serve.shutdown()
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Runs `serve run` with the file that we ship, but for weights, port, the one proxy and how fast it scales."""
+    port = free_port()
+
+    def run_with(weights: Path) -> str:
+        config = yaml.safe_load((ROOT / "deploy" / "ray_serve.yaml").read_text())
+        config["http_options"]["port"] = port
+        # Both nodes' proxies would share one port here, and nothing keeps callers from one that is only starting.
+        config["proxy_location"] = "HeadOnly"
+        (application,) = config["applications"]
+        application["args"] |= {"weights": str(weights), "max_batch": 16}
+        application["deployments"][0]["autoscaling_config"] |= {
+            "max_replicas": 2,
+            "target_ongoing_requests": 1,
+            "look_back_period_s": 2,
+            "upscale_delay_s": 0,
+            "downscale_delay_s": 3600,
+        }
+        path = tmp_path_factory.mktemp("serve") / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = [Path(sys.executable).with_name("serve"), "run", "--non-blocking", "--address", cluster.address, path]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return f"http://127.0.0.1:{port}"
+
+    return run_with
+
+
+@pytest.fixture(scope="module")
+def url(run: Callable[[Path], str], tiny_weights: Path) -> str:
+    address = run(tiny_weights)
+    wait_for(lambda: status(lambda: httpx.get(f"{address}/readyz")) == 200)
+    return address
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 300) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {limit_s:g} s"
+        time.sleep(0.2)
+
+
+def predict(url: str, picture: bytes) -> httpx.Response:
+    return httpx.post(f"{url}/predict", files={"file": ("x.png", picture)}, timeout=120)
+
+
+def status(ask: Callable[[], httpx.Response]) -> int:
+    """0 where the connection broke."""
+    try:
+        return ask().status_code
+    except httpx.TransportError:
+        return 0
+
+
+def running(application: str = "thirtytwo") -> dict[str, Process]:
+    """Node and process of each replica that takes requests, by its id."""
+    deployments = _get_global_client().get_serve_details()["applications"][application]["deployments"]
+    found = deployments["Replica"]["replicas"] if deployments else []  # none while an update is being prepared
+    return {each["replica_id"]: (each["node_id"], each["pid"]) for each in found if each["state"] == "RUNNING"}
+
+
+@contextmanager
+def under_load(url: str, cat: bytes) -> Iterator[list[Future[list[int]]]]:
+    """Callers that ask without a pause, each one's statuses in order."""
+    stop = threading.Event()
+
+    def call() -> list[int]:
+        statuses = []
+        while not stop.is_set():
+            statuses.append(status(lambda: predict(url, cat)))
+        return statuses
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        try:
+            yield [pool.submit(call) for _ in range(CALLERS)]
+        finally:
+            stop.set()
+
+
+def test_every_answer_is_that_of_the_plain_service(url: str, client: httpx.Client, cat: bytes) -> None:
+    form = [("file", (name, data)) for name, data in (("a.png", cat), ("b.txt", b"hello"), ("c.png", cat[:500]))]
+    asked: list[Ask] = [
+        {"method": "POST", "url": "/predict", "files": form},
+        {"method": "POST", "url": "/predict?top_k=10", "files": form[:1]},
+        {"method": "POST", "url": "/predict", "content": cat, "headers": {"content-type": "image/png"}},
+        {"method": "POST", "url": "/predict", "files": form[1:]},
+        {"method": "POST", "url": "/predict?top_k=0", "files": form},
+        {"method": "POST", "url": "/predict", "content": b"", "headers": {"content-type": "image/png"}},
+        {"method": "POST", "url": "/predict", "content": b"{}", "headers": {"content-type": "application/json"}},
+        {"method": "POST", "url": "/predict", "files": [("file", ("x.png", bytes(10_000_001)))]},
+        {"method": "POST", "url": "/predict", "files": form[:1] * 257},
+        {"method": "GET", "url": "/predict"},
+        *({"method": "GET", "url": path} for path in ("/model", "/healthz", "/readyz", "/v2", "/", "/nothing")),
+    ]
+    with httpx.Client(base_url=url, timeout=60) as replica:
+        for ask in asked:
+            plain, ours = client.request(**ask), replica.request(**ask)
+            assert ours.status_code == plain.status_code, ask
+            assert content(ours) == content(plain)
+            assert set(ours.headers) == set(plain.headers)
+            assert ours.headers["content-type"] == plain.headers["content-type"]
+
+
+def content(response: httpx.Response) -> object:
+    if "json" not in response.headers["content-type"]:
+        return response.text
+    body = response.json()
+    if response.is_error and "request_id" in body:
+        assert body.pop("request_id") == response.headers["x-request-id"]
+    return body
+
+
+def test_the_callers_request_id_comes_back_once(url: str) -> None:
+    response = httpx.get(f"{url}/healthz", headers={"x-request-id": "my-id.1"}, timeout=60)
+    assert response.headers.get_list("x-request-id") == ["my-id.1"]
+
+
+def answering(url: str, cat: bytes) -> int:
+    """How many replicas have answered, told apart by the time that each has spent on it."""
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(pool.map(lambda _: predict(url, cat), range(4 * CALLERS)))
+    metrics = [httpx.get(f"{url}/metrics", timeout=60).text for _ in range(16)]
+    return len(
+        {spent for text in metrics for spent in re.findall(r'request_seconds_sum{route="/predict"} (\S+)', text)}
+    )
+
+
+def test_load_brings_a_replica_on_the_other_node_and_both_answer(url: str, cat: bytes) -> None:
+    assert len(running()) == 1
+    with under_load(url, cat) as callers:
+        wait_for(lambda: len(running()) == 2)
+    assert {status for caller in callers for status in caller.result()} == {200}
+    assert len({node for node, _ in running().values()}) == 2
+    wait_for(lambda: answering(url, cat) == 2)
+
+
+def test_a_killed_replica_loses_only_what_it_was_answering_and_comes_back(url: str, cat: bytes) -> None:
+    before = running()
+    with under_load(url, cat) as callers:
+        killed, (_, process) = before.popitem()
+        os.kill(process, signal.SIGKILL)
+        wait_for(lambda: killed not in running() and len(running()) == 2)
+    for caller in callers:
+        assert sum(status != 200 for status in caller.result()) <= 1, "a caller has one request under way at a time"
+
+
+def test_a_rolling_update_loses_nothing(url: str, cat: bytes, run: Callable[[Path], str]) -> None:
+    before = running()
+    with under_load(url, cat) as callers:
+        run(BUNDLED)
+        wait_for(lambda: len(running()) == 2 and not before.keys() & running().keys())
+    assert {status for caller in callers for status in caller.result()} == {200}
+    assert httpx.get(f"{url}/model", timeout=60).json()["name"] == "cifar10"
+
+
+def test_a_full_queue_is_a_429_and_a_replica_whose_engine_hangs_is_replaced(url: str, cat: bytes) -> None:
+    settings = Settings(max_batch=1, max_queue=1, max_files=1, watchdog_s=5, request_timeout_s=100, root_path="/faulty")
+    application = ray_serve.replicas(
+        settings, fault_injection.load(fault_injection.hanging), num_replicas=1, autoscaling_config=None
+    )
+    serve.run(application, name="faulty", route_prefix="/faulty")
+    (before,) = running("faulty")
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")  # the picture that the engine hangs on
+    with ThreadPoolExecutor() as pool:
+        hangs = pool.submit(wait_for, lambda: predict(f"{url}/faulty", buffer.getvalue()).status_code != 429)
+        refused: list[httpx.Response] = []
+        while not refused:
+            answers = pool.map(lambda _: predict(f"{url}/faulty", cat), range(CALLERS))
+            refused = [answer for answer in answers if answer.status_code == 429]
+        hangs.result()
+    for answer in refused:
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    wait_for(lambda: before not in running("faulty") and len(running("faulty")) == 1)
+    wait_for(lambda: predict(f"{url}/faulty", cat).status_code == 200)

@@ -1,0 +1,162 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import engines
+from app.engines import hardware
+from app.errors import SettingsError, WeightsError
+from app.model import weights
+from app.model.weights import Weights
+from tests.conftest import EXAMPLES
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_weights: Path) -> Weights:
+    return weights.load(tiny_weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tolerance"),
+    [
+        ("torch", "float32", 1e-5),
+        ("torch", "bfloat16", 0.02),
+        ("openvino", "float32", 1e-5),
+        ("openvino", "bfloat16", 0.02),
+        ("openvino", "int8", 0.03),
+    ],
+)
+def test_every_engine_gives_the_networks_probabilities(
+    tiny: Weights, name: str, precision: str, tolerance: float
+) -> None:
+    run = engines.load(tiny, name=name, precision=precision)
+    assert (run.name, run.device, run.precision) == (name, "cpu", precision)
+    got = run(tiny.reference_images)
+    assert got.shape == (4, 10)
+    assert got.dtype == np.float32
+    assert np.allclose(got.sum(1), 1, atol=1e-3)
+    assert np.abs(got - tiny.reference_probabilities).max() < tolerance
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_smoothing_is_undone_and_the_order_stays(tiny: Weights, name: str) -> None:
+    plain = tiny.reference_probabilities
+    smoothing = 10 * float(np.sort(plain, 1)[0, -3])  # all but two of the first image's classes are below it
+    less = np.maximum(plain - smoothing / 10, plain / 100)
+    expected = less / less.sum(1, keepdims=True)
+    card = tiny.card.model_copy(update={"smoothing": smoothing})
+    got = engines.load(tiny._replace(card=card, reference_probabilities=expected), name=name, precision="float32")(
+        tiny.reference_images
+    )
+    assert np.abs(got - expected).max() < 1e-5
+    assert np.array_equal(got.argsort(1), plain.argsort(1))
+    assert got[0].max() > 2 * plain[0].max()
+
+
+def test_the_fast_engine_does_not_mind_the_company(tiny: Weights) -> None:
+    """An answer is the same, bit for bit, alone and in any batch."""
+    run = engines.load(tiny, name="openvino")
+    images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
+    together = run(images)
+    for size, alone in ((1, True), (3, True), (8, False), (16, False)):
+        assert np.array_equal(np.concatenate([run(images[i : i + size], alone) for i in range(0, 24, size)]), together)
+
+
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (5, 2)])
+def test_the_fast_engine_serves_two_threads_at_once(tiny: Weights, threads: int, lanes: int) -> None:
+    run = engines.load(tiny, threads=threads, name="openvino")
+    assert run.lanes == lanes
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    expected = run(images)
+    with ThreadPoolExecutor(lanes) as pool:
+        for got in pool.map(lambda i: run(images[i:], alone=lanes == 1), range(60)):
+            assert np.array_equal(got, expected[-len(got) :])
+
+
+def test_a_cpu_gets_openvino_by_default(tiny: Weights) -> None:
+    assert engines.load(tiny, device="cpu").name == "openvino"
+
+
+def test_an_architecture_only_torch_knows_falls_back_to_it(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
+    other = tiny._replace(card=tiny.card.model_copy(update={"architecture": "lenet"}))
+    with pytest.raises(WeightsError, match="arguments of lenet cannot be"):
+        engines.load(other)
+    assert "falling back to torch: The openvino engine does not know the architecture lenet" in caplog.text
+
+
+def test_references_that_are_not_reproduced_are_refused(tiny: Weights) -> None:
+    wrong = np.roll(tiny.reference_probabilities, 1, axis=1) + 0.2
+    for name in ("torch", "openvino"):
+        with pytest.raises(WeightsError, match=f"The {name} engine on cpu in .* misses the file's reference"):
+            engines.load(tiny._replace(reference_probabilities=wrong), name=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "torch", "precision": "int8"}, "int8 needs the openvino engine"),
+        ({"name": "openvino", "precision": "float16"}, "not in float16"),
+        ({"name": "openvino", "device": "mps"}, "serves on the CPU, not on mps"),
+        ({"device": "cuda:5"}, "cuda:5 is not available"),
+        ({"device": "mps"}, "mps is not available"),
+    ],
+)
+def test_what_cannot_be_is_said(tiny: Weights, options: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        engines.load(tiny, **options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("avx2 avx512f avx512_vnni avx512_bf16", "int8"),
+        ("avx2 avx_vnni", "int8"),
+        ("avx512f avx512_bf16", "bfloat16"),
+        ("avx2", "float32"),
+        ("", "float32"),
+    ],
+)
+def test_precision_follows_the_processor(tmp_path: Path, flags: str, precision: str) -> None:
+    report = tmp_path / "cpuinfo"
+    report.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    assert hardware.pick_precision(hardware.features(report)) == precision
+
+
+def test_an_unknown_processor_computes_in_float32(tmp_path: Path) -> None:
+    assert hardware.pick_precision(hardware.features(tmp_path / "none")) == "float32"
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [("100000 100000", 1), ("150000 100000", 1), ("10000 100000", 1)])
+def test_threads_follow_the_cgroups_quota(tmp_path: Path, quota: str, cpus: int) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    assert hardware.available_cpus(file) == cpus
+    file.write_text("max 100000")
+    assert hardware.available_cpus(file) == hardware.available_cpus(tmp_path / "none") >= 1
+
+
+def test_a_trained_networks_int8_agrees_with_float32() -> None:
+    """On the bundled weights, int8 moves no example's label."""
+    from app.model.preprocessing import Limits, decode
+
+    bundled = weights.load(weights.BUNDLED)
+    pictures = np.stack(
+        [decode(path.read_bytes(), Limits(32, 10**6)).pixels for path in sorted(EXAMPLES.glob("*.png"))]
+    )
+    exact = engines.load(bundled, name="torch", precision="float32")(pictures)
+    quick = engines.load(bundled, name="openvino", precision="int8")(pictures)
+    assert np.array_equal(exact.argmax(1), quick.argmax(1))
+    assert np.abs(exact - quick).max() < 0.1
+
+
+def test_openvino_sends_nobody_a_message(tiny_weights: Path, tmp_path: Path) -> None:
+    """Its telemetry would leave an identifier in the home folder."""
+    program = "import sys; from pathlib import Path; from app import engines; from app.model import weights; "
+    program += "engines.load(weights.load(Path(sys.argv[1])), name='openvino')"
+    command = [sys.executable, "-c", program, str(tiny_weights)]
+    subprocess.run(command, env={**os.environ, "HOME": str(tmp_path), "CI": ""}, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,88 @@
+"""What is promised to callers when there is more work than the service can do.
+
+The engine takes 10 ms an image here, so that it can do a hundred a second at most on whatever machine.
+"""
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.engines.hardware import NICE
+from app.settings import Settings
+from tests.conftest import serving
+from tests.support import fault_injection
+from tests.support.subprocesses import process
+
+ROOM = 250  # images in the queue
+
+
+@pytest.fixture(scope="module")
+def service(tiny_weights: Path) -> Iterator[httpx.Client]:
+    settings = Settings(weights=tiny_weights, max_batch=16, max_queue=ROOM, max_files=ROOM)
+    with serving(settings, fault_injection.load(fault_injection.slow)) as client:
+        yield client
+
+
+def ask(client: httpx.Client, cat: bytes, images: int) -> httpx.Response:
+    return client.post("/predict", files=[("file", ("x.png", cat))] * images)
+
+
+def waiting(client: httpx.Client) -> float:
+    return float(re.search(r"^thirtytwo_queue_images (\S+)$", client.get("/metrics").text, re.MULTILINE)[1])
+
+
+def test_who_comes_back_when_told_finds_room(service: httpx.Client, cat: bytes) -> None:
+    assert ask(service, cat, 16).status_code == 200  # from now on the rate is known
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, service, cat, ROOM)
+        while waiting(service) < ROOM / 2:
+            time.sleep(0.005)
+        refused = ask(service, cat, ROOM)
+        assert refused.status_code == 429
+        told_s = int(refused.headers["retry-after"])
+        assert told_s >= ROOM / 2 / 100  # less cannot be true
+        time.sleep(told_s)
+        assert ask(service, cat, ROOM).status_code == 200
+        assert first.result().status_code == 200
+
+
+def test_a_flood_gets_answers_or_429_and_leaves_nothing_behind(service: httpx.Client, cat: bytes) -> None:
+    stop, highest = threading.Event(), 0.0
+
+    def flood(_: int) -> list[int]:
+        statuses = []
+        with httpx.Client(base_url=service.base_url, timeout=30) as client:
+            while not stop.is_set():
+                statuses.append(ask(client, cat, 50).status_code)
+                time.sleep(0.01)
+        return statuses
+
+    with ThreadPoolExecutor(16) as pool:
+        callers = [pool.submit(flood, i) for i in range(16)]
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            highest = max(highest, waiting(service))
+        stop.set()
+        statuses = [status for caller in callers for status in caller.result()]
+    assert set(statuses) == {200, 429}
+    assert highest <= ROOM
+    assert waiting(service) == 0
+    assert ask(service, cat, 1).status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the threads of a process differ")
+def test_batches_side_by_side_yield_to_the_event_loop(tiny_weights: Path) -> None:
+    with process(tiny_weights, "--threads", "2") as (running, _):
+        threads = [int(task.name) for task in Path(f"/proc/{running.pid}/task").iterdir()]
+        nice = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+    normal = os.getpriority(os.PRIO_PROCESS, 0)
+    assert nice[running.pid] == normal
+    assert list(nice.values()).count(min(19, normal + NICE)) >= 2

@@ -1,0 +1,242 @@
+import io
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
+from app.model.preprocessing import FORMATS, Limits, decode, sniff
+from tests.conftest import EXAMPLES
+
+LIMITS = Limits(32, 10_000_000)
+
+
+OTHER_KINDS = ("TIFF", "ICO", "PPM", "PDF", "EPS", "TGA", "DDS", "PCX", "JPEG2000", "AVIF", "SGI")
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> Image.Image:
+    return Image.open(EXAMPLES / "cat.png").convert(mode).resize(size)
+
+
+def test_a_png_of_the_right_size_is_taken_as_it_is(cat: bytes) -> None:
+    decoded = decode(cat, LIMITS)
+    assert decoded.resized_from is None
+    assert np.array_equal(decoded.pixels, np.asarray(Image.open(io.BytesIO(cat))))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_accepted_format_is_recognised_and_decoded(kind: str) -> None:
+    data = encode(picture(), kind)
+    assert sniff(data) == kind
+    pixels = decode(data, LIMITS).pixels
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 12
+
+
+OTHERS = {kind: encode(picture("RGB", (32, 32)), kind) for kind in OTHER_KINDS} | {
+    "PSD": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 32, 32, 8, 3) + bytes(12) + bytes(2 + 3 * 32 * 32),
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32"/>',
+    "HTML": b"<html><script>alert(1)</script></html>",
+}
+MAGIC = {"PNG": 8, "JPEG": 3, "GIF": 6, "WEBP": 12, "BMP": 2}  # bytes of a file that tell its format
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_that_pillow_knows_never_reach_it(kind: str) -> None:
+    with pytest.raises(UnsupportedImage):
+        decode(OTHERS[kind], LIMITS)
+
+
+@pytest.mark.parametrize("accepted", FORMATS)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_in_disguise_reach_no_other_decoder_than_the_one_they_name(kind: str, accepted: str) -> None:
+    """Pillow tries all decoders where it may choose; with the first bytes of ours before theirs, none of them fits."""
+    start = encode(picture(), accepted)[: MAGIC[accepted]]
+    for disguised in (start + OTHERS[kind], start + OTHERS[kind][len(start) :]):
+        with pytest.raises((UndecodableImage, TooLarge)):
+            decode(disguised, LIMITS)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    kind = {"CMYK": "JPEG", "YCbCr": "JPEG", "PA": "GIF"}.get(mode, "PNG")
+    source = picture("I") if mode == "I;16" else picture()
+    image = source.convert(mode if mode != "PA" else "P")
+    pixels = decode(encode(image, kind), LIMITS).pixels
+    assert pixels.shape == (32, 32, 3)
+
+
+def test_sixteen_bits_keep_their_brightness() -> None:
+    ramp = (np.arange(32 * 32, dtype=np.uint16) * 64).reshape(32, 32)
+    pixels = decode(encode(Image.fromarray(ramp), "PNG"), LIMITS).pixels
+    assert np.array_equal(pixels[..., 0], (ramp >> 8).astype(np.uint8))
+
+
+def test_transparency_is_laid_over_white() -> None:
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    assert (decode(encode(clear, "PNG"), LIMITS).pixels == 255).all()
+    palette = Image.new("P", (32, 32), 0)
+    palette.putpalette([200, 0, 0] * 256)
+    assert (decode(encode(palette, "PNG", transparency=0), LIMITS).pixels == 255).all()
+
+
+def _turned(where: str) -> dict[str, object]:
+    """Options of a picture's file that say, there, that it is turned clockwise for display."""
+    if where == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return {"exif": exif}
+    packet = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    if where == "xmp":
+        return {"xmp": packet.encode()}
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", packet)
+    return {"pnginfo": info}
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("PNG", "exif"), ("JPEG", "exif"), ("WEBP", "exif"), ("PNG", "text"), ("JPEG", "xmp"), ("WEBP", "xmp")],
+)
+def test_the_files_orientation_is_applied(kind: str, where: str) -> None:
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste("white", (0, 0, 32, 8))
+    pixels = decode(encode(image, kind, **_turned(where)), LIMITS).pixels  # the top becomes the right
+    assert pixels[:, 25:].min() > 200
+    assert pixels[:, :23].max() < 50
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    pixels = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), LIMITS).pixels
+    assert (pixels == (255, 0, 0)).all()
+
+
+@given(width=st.integers(1, 200), height=st.integers(1, 200))
+def test_any_size_is_cut_at_the_centre_and_reported(width: int, height: int) -> None:
+    decoded = decode(encode(picture(size=(width, height)), "PNG"), LIMITS)
+    assert decoded.pixels.shape == (32, 32, 3)
+    assert decoded.resized_from == (None if (width, height) == (32, 32) else (width, height))
+
+
+def test_the_sides_of_a_wide_picture_are_cut_off() -> None:
+    wide = Image.new("RGB", (96, 32), "red")
+    wide.paste("blue", (32, 0, 64, 32))
+    pixels = decode(encode(wide, "PNG"), LIMITS).pixels
+    assert (pixels[:, 2:-2] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10_000, 1), (1, 10_000)])
+def test_extreme_shapes_are_answered(size: tuple[int, int]) -> None:
+    assert decode(encode(Image.new("RGB", size, "green"), "PNG"), LIMITS).resized_from == size
+
+
+def test_a_large_jpeg_is_close_to_its_exact_reduction() -> None:
+    photo = Image.open(EXAMPLES / "chelsea.png").convert("RGB").crop((75, 0, 375, 300))
+    large = photo.resize((1200, 1200), Image.Resampling.BICUBIC)
+    got = decode(encode(large, "JPEG", quality=95), LIMITS).pixels
+    exact = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.abs(got.astype(int) - exact).mean() < 3
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    with pytest.raises(TooLarge):
+        decode(encode(Image.new("L", (2000, 2000)), "PNG"), Limits(32, 1_000_000))
+
+
+def test_a_pixel_bomb_is_refused() -> None:
+    bomb = bytearray(encode(Image.new("L", (8, 8)), "BMP"))
+    bomb[18:26] = (60_000).to_bytes(4, "little") * 2
+    with pytest.raises(TooLarge):
+        decode(bytes(bomb), LIMITS)
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG of 8 x 8 grey pixels whose many scans each say no more than that nothing changes."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+    code = bytes([1] + [0] * 15)  # one symbol, one bit long
+    tables = segment(0xDB, bytes([0] + [1] * 64)) + segment(0xC4, b"\x00" + code + b"\x00")
+    head = segment(0xC2, struct.pack(">BHHB", 8, 8, 8, 1) + bytes([1, 0x11, 0])) + segment(
+        0xC4, b"\x10" + code + b"\x00"
+    )
+    first = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + b"\x7f"
+    again = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + b"\x7f"
+    return b"\xff\xd8" + tables + head + first + again * (count - 1) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_decoding() -> None:
+    """Ten megabytes of them would keep a decoder busy for minutes, each going over all pixels."""
+    assert decode(scans(100), LIMITS).resized_from == (8, 8)
+    with pytest.raises(UndecodableImage, match="more than 100 scans"):
+        decode(scans(101), LIMITS)
+
+
+def test_a_progressive_jpeg_is_taken() -> None:
+    data = encode(picture(size=(640, 480)), "JPEG", progressive=True)
+    assert decode(data, LIMITS).resized_from == (640, 480)
+
+
+def test_what_inflates_to_hundreds_of_megabytes_takes_little_memory() -> None:
+    """Deflate bombs in every chunk of a PNG that is inflated, and text without end; in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.support.decompression_bombs"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    grown_mb = {name: float(grown) for name, grown in (line.split() for line in ended.stdout.splitlines())}
+    assert set(grown_mb) == {"IDAT", "zTXt", "iTXt", "iCCP", "zTXt-after", "tEXt", "many-zTXt", "eXIf", "all"}
+    assert grown_mb["all"] < 100, grown_mb
+
+
+def test_strict_size_takes_only_the_input_size(cat: bytes) -> None:
+    assert decode(cat, Limits(32, 10_000, strict_size=True)).resized_from is None
+    with pytest.raises(WrongSize):
+        decode(encode(picture(size=(33, 32)), "PNG"), Limits(32, 10_000, strict_size=True))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_off_file_is_undecodable(kind: str) -> None:
+    data = encode(picture(size=(64, 64)), kind)
+    with pytest.raises(UndecodableImage):
+        decode(data[: len(data) // 2], LIMITS)
+
+
+@given(kind=st.sampled_from(sorted(FORMATS)), share=st.floats(0, 1))
+def test_a_file_cut_anywhere_ends_in_a_picture_or_a_clear_error(kind: str, share: float) -> None:
+    data = encode(picture(), kind)
+    with suppress(RequestError):
+        assert decode(data[: int(share * len(data))], LIMITS).pixels.shape == (32, 32, 3)
+
+
+@given(kind=st.sampled_from(sorted(FORMATS)), data=st.data())
+def test_damaged_files_end_in_a_picture_or_a_clear_error(kind: str, data: st.DataObject) -> None:
+    body = bytearray(encode(picture(), kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(RequestError):
+        assert decode(bytes(body), Limits(32, 100_000)).pixels.shape == (32, 32, 3)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_unsupported_or_undecodable(data: bytes) -> None:
+    with pytest.raises((UnsupportedImage, UndecodableImage, TooLarge)):
+        decode(data, LIMITS)

@@ -1,0 +1,88 @@
+"""The service with an engine that fails on request.
+
+A process of its own: `python -m tests.support.fault_injection FAULT WEIGHTS PORT`; in a test: `load`.
+
+A picture that is white all over is the guilty one; all others are answered with the real engine.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import uvicorn
+from numpy.typing import NDArray
+
+from app import engines
+from app.api.http_protocol import Protocol
+from app.application import LoadEngine, create_app
+from app.engines import Engine
+from app.model.weights import Weights
+from app.settings import Settings
+from app.telemetry import logs
+
+
+def raising(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if guilty.any():
+        raise ValueError("secret detail of the engine")
+    return probabilities
+
+
+def poisoned(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(guilty[:, None], np.nan, probabilities)
+
+
+def cramped(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if len(guilty) > 4 and guilty.any():
+        raise MemoryError
+    return probabilities
+
+
+def hanging(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if guilty.any():
+        time.sleep(3600)
+    return probabilities
+
+
+def dying(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if guilty.any():
+        raise SystemExit  # ends the thread, as nothing that `run` may raise does
+    return probabilities
+
+
+def slow(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
+    time.sleep(0.01 * len(guilty))
+    return probabilities
+
+
+Fault = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
+
+
+class FaultyEngine:
+    def __init__(self, real: Engine, fault: Fault) -> None:
+        self.name, self.device, self.precision, self.lanes = real.name, real.device, real.precision, real.lanes
+        self._real = real
+        self._fault = fault
+
+    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
+        return self._fault(self._real(images, alone), (images == 255).all((1, 2, 3)))
+
+    def memory(self) -> tuple[int, int] | None:
+        return self._real.memory()
+
+
+def load(fault: Fault) -> LoadEngine:
+    def load_faulty(weights: Weights, device: str, threads: int, name: str, precision: str) -> Engine:
+        return FaultyEngine(engines.load(weights, device, threads, name, precision), fault)
+
+    return load_faulty
+
+
+def main() -> None:
+    fault, weights, port = globals()[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+    app = create_app(Settings(weights=weights, max_batch=16, watchdog_s=0.5), load(fault))
+    uvicorn.run(app, port=port, http=Protocol, lifespan="on", log_config=logs.config("info", "text"))
+
+
+if __name__ == "__main__":
+    main()

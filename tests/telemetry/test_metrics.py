@@ -1,0 +1,149 @@
+"""What /metrics tells of the work that was done."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+
+from app import engines
+from app.engines import Engine
+from app.model.weights import Weights
+from app.settings import Settings
+from tests.conftest import CLASSES, EXAMPLES, serving
+
+Start = Callable[..., httpx.Client]
+
+RAW = {"Inference-Header-Content-Length": "0"}
+PICTURES = [(EXAMPLES / f"{name}.png").read_bytes() for name in CLASSES]
+
+
+def read(client: httpx.Client, name: str) -> dict[tuple[str, ...], float]:
+    """A metric's values by those of its labels, in the order of the labels' names."""
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def form(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("file", ("x.png", content)) for content in contents]
+
+
+def test_requests_are_counted_by_route_and_status(start: Start, cat: bytes) -> None:
+    client = start()
+    client.post("/predict", files=form(cat))
+    client.get("/predict")
+    for model in ("tiny_image", "tiny_image/versions/1", "tiny"):
+        client.post(f"/v2/models/{model}/infer", content=cat, headers=RAW)
+    client.get("/v2/models/other")
+    for path in ("index.css", "swagger/swagger-ui.css", "none.css"):
+        client.get(f"/static/{path}")
+    client.get("/none")
+    assert read(client, "thirtytwo_requests_total") == {
+        ("/predict", "200"): 1,
+        ("/predict", "405"): 1,
+        ("/v2/models/{name}/infer", "200"): 1,
+        ("/v2/models/{name}/infer", "400"): 1,
+        ("/v2/models/{name}/versions/{version}/infer", "200"): 1,
+        ("/v2/models/{name}", "404"): 1,
+        ("/static/{path}", "200"): 2,
+        ("/static/{path}", "404"): 1,
+        ("unmatched", "404"): 1,
+    }
+    assert read(client, "thirtytwo_request_seconds_count")[("/predict",)] == 2
+
+
+def test_a_route_has_the_same_name_behind_a_root_path(start: Start, cat: bytes) -> None:
+    client = start(root_path="/classifier")
+    client.post("/predict", files=form(cat))
+    client.get("/model")
+    assert set(read(client, "thirtytwo_requests_total")) == {("/predict", "200"), ("/model", "200")}
+
+
+def test_every_class_has_a_count_from_the_start(start: Start) -> None:
+    client = start()
+    nothing = {(label,): 0.0 for label in CLASSES}
+    assert read(client, "thirtytwo_predictions_total") == nothing
+    assert read(client, "thirtytwo_confidence_total") == nothing
+
+
+def test_pictures_and_their_confidence_are_counted_by_predicted_class(start: Start) -> None:
+    client = start(max_batch=4)
+    predictions = client.post("/predict", files=form(*PICTURES)).json()["predictions"]
+    counts, confidences = read(client, "thirtytwo_predictions_total"), read(client, "thirtytwo_confidence_total")
+    for label in CLASSES:
+        of_it = [prediction["confidence"] for prediction in predictions if prediction["label"] == label]
+        assert counts[(label,)] == len(of_it)
+        assert confidences[(label,)] == pytest.approx(sum(of_it), abs=1e-3)
+    client.post("/v2/models/tiny_image/infer", content=PICTURES[0], headers=RAW)
+    assert sum(read(client, "thirtytwo_predictions_total").values()) == len(PICTURES) + 1
+
+
+def test_each_step_of_a_request_is_timed(start: Start, cat: bytes) -> None:
+    client = start()
+    for _ in range(5):
+        timing = client.post("/predict", files=form(cat, cat, cat)).headers["server-timing"]
+        steps = re.fullmatch(r"decode;dur=([\d.]+), queue;dur=([\d.]+), model;dur=([\d.]+)", timing)
+        assert all(float(ms) > 0 for ms in steps.groups())
+    client.post("/v2/models/tiny_image/infer", content=cat, headers=RAW)
+    for name in ("decode_seconds", "queue_seconds", "model_seconds", "batch_images"):
+        assert read(client, f"thirtytwo_{name}_count") == {(): 6}
+    assert read(client, "thirtytwo_batch_images_sum") == {(): 16}
+    assert read(client, "thirtytwo_queue_images") == {(): 0}
+
+
+def test_refusals_are_counted_by_reason(start: Start, cat: bytes) -> None:
+    client = start(max_files=2)
+    client.post("/predict", files=form(b"x"))
+    client.post("/predict", files=form(b"x", cat))
+    client.post("/predict?top_k=0", files=form(cat))
+    client.post("/predict", files=form(cat, cat, cat))
+    client.post("/v2/models/tiny_image/infer", content=b"x", headers=RAW)
+    client.post("/v2/models/tiny/infer", content=b"{}")
+    assert read(client, "thirtytwo_refused_files_total") == {
+        ("unsupported-image",): 2,
+        ("invalid-parameter",): 1,
+        ("too-large",): 1,
+        ("malformed-upload",): 2,
+    }
+
+
+def test_the_model_and_the_engine_are_named(client: httpx.Client) -> None:
+    card = client.get("/model").json()
+    names = ("device", "engine", "name", "precision", "version")
+    assert read(client, "thirtytwo_model_info") == {tuple(card[name] for name in names): 1}
+
+
+class EngineWithMemory:
+    """Says that it runs on a GPU."""
+
+    def __init__(self, real: Engine) -> None:
+        self.name, self.device, self.precision, self.lanes = real.name, "cuda:0", real.precision, real.lanes
+        self._real = real
+
+    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
+        return self._real(images, alone)
+
+    def memory(self) -> tuple[int, int]:
+        return 3_000_000_000, 24_000_000_000
+
+
+def load_with_memory(weights: Weights, device: str, threads: int, name: str, precision: str) -> Engine:
+    return EngineWithMemory(engines.load(weights, device, threads, name, precision))
+
+
+def test_memory_is_that_of_the_device_and_of_the_process(client: httpx.Client, tiny_weights: Path) -> None:
+    assert read(client, "thirtytwo_device_memory_bytes") == {}
+    (resident,) = read(client, "process_resident_memory_bytes").values()
+    assert resident > 50e6
+    with serving(Settings(weights=tiny_weights, max_batch=16), load_with_memory) as on_gpu:
+        assert read(on_gpu, "thirtytwo_device_memory_bytes") == {("cuda:0", "used"): 3e9, ("cuda:0", "total"): 24e9}

@@ -1,0 +1,133 @@
+"""What the service promises on a bad machine: a full disk, no place to write, few descriptors, a clock that jumps."""
+
+import ast
+import os
+import resource
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.subprocesses import command, free_port, process
+
+APP = Path(__file__).parents[1] / "app"
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+def ask(url: str, cat: bytes) -> int:
+    return httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"}, timeout=30).status_code
+
+
+def limited(kind: int, limit: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (limit, limit))
+
+
+def no_file_may_grow() -> Callable[[], None]:
+    """Every write to a file fails from its first byte on, as on a read-only file system or a full disk."""
+    return limited(resource.RLIMIT_FSIZE, 0)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_full_disk_under_the_log_harms_nothing(tiny_weights: Path, cat: bytes, log_format: str) -> None:
+    with (
+        Path("/dev/full").open("w") as full,
+        process(tiny_weights, "--log-format", log_format, stderr=full, stdout=full) as (running, url),
+    ):
+        assert [ask(url, cat) for _ in range(20)] == [200] * 20
+        assert httpx.post(f"{url}/predict", content=b"?").status_code == 415
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+def test_without_a_home_and_with_no_place_to_write_it_serves(tiny_weights: Path, cat: bytes) -> None:
+    bare = {"PATH": os.environ["PATH"]}
+    with process(tiny_weights, env=bare, preexec_fn=no_file_may_grow()) as (running, url):
+        assert ask(url, cat) == 200
+        for path in ("/", "/docs", "/metrics", "/model"):
+            assert httpx.get(url + path).status_code == 200, path
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+def test_several_workers_without_a_place_for_their_counts_end_with_one_clear_line(tiny_weights: Path) -> None:
+    flags = ("--weights", str(tiny_weights), "--port", str(free_port()), "--workers", "2")
+    ended = subprocess.run(
+        command(*flags), capture_output=True, text=True, timeout=60, preexec_fn=no_file_may_grow(), check=False
+    )
+    assert ended.returncode == 2
+    (line,) = (line for line in ended.stderr.splitlines() if "error" in line.lower())
+    assert "No usable temporary directory" in line
+    assert "Traceback" not in ended.stderr
+
+
+def test_running_out_of_descriptors_harms_nobody_who_is_in_and_passes(tiny_weights: Path, cat: bytes) -> None:
+    preexec_fn = limited(resource.RLIMIT_NOFILE, 64)
+    with process(tiny_weights, preexec_fn=preexec_fn, stderr=subprocess.DEVNULL) as (running, url):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with httpx.Client(base_url=url, timeout=30) as early, ExitStack() as stack:
+            assert early.get("/readyz").status_code == 200
+            for _ in range(100):
+                stack.enter_context(closing(socket.create_connection(address, timeout=10)))
+            time.sleep(0.5)
+            assert len(os.listdir(f"/proc/{running.pid}/fd")) > 60
+            for _ in range(10):
+                response = early.post("/predict", content=cat, headers={"content-type": "image/png"})
+                assert response.status_code == 200
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert ask(url, cat) == 200
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+def test_only_what_tells_the_time_of_day_reads_a_clock_that_may_jump() -> None:
+    """Durations, deadlines and the watchdog go by clocks that cannot."""
+    readers = {
+        str(file.relative_to(APP))
+        for file in APP.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "date.today"}
+    }
+    assert readers == {"telemetry/logs.py", "oip/statistics.py", "telemetry/tracing.py"}
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed; CI installs it")
+def test_a_clock_that_jumps_harms_nothing(tiny_weights: Path, cat: bytes, tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    environment = os.environ | {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    flags = ("--watchdog-s", "5", "--request-timeout-s", "20")
+    with process(tiny_weights, *flags, env=environment, stderr=subprocess.DEVNULL) as (running, url):
+        for days in (400, -400, 0):
+            clock.write_text(f"{days:+}d")
+            deadline = time.monotonic() + 20
+            while abs(told_days(url) - days) > 1:  # until the service sees the other time
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert [ask(url, cat) for _ in range(5)] == [200] * 5
+            assert httpx.get(f"{url}/readyz").status_code == 200
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+def told_days(url: str) -> float:
+    """How far the service's clock is before ours, by its Date header."""
+    told = parsedate_to_datetime(httpx.get(f"{url}/healthz").headers["date"])
+    return (told.timestamp() - time.time()) / 86_400

@@ -1,0 +1,197 @@
+"""`python -m app` as a process: signals, exit codes, one line for what is wrong."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from tests.support.subprocesses import command, fails, process
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_wrong_setting_ends_with_one_line() -> None:
+    assert fails(THIRTYTWO_MAX_BATCH="none") == (
+        "error: THIRTYTWO_MAX_BATCH: Input should be a valid integer, unable to parse string as an integer\n"
+    )
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    assert "THIRTYTWO_PORT" in fails("--port", "x", THIRTYTWO_PORT="8000")
+
+
+def test_a_broken_weights_file_ends_with_one_clear_line(tmp_path: Path, tiny_weights: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(tiny_weights.read_bytes()[:1000])
+    for weights, message in ((cut, "is not a safetensors file, or is cut off"), (tmp_path / "x", "cannot be read")):
+        lines = [line for line in fails("--weights", str(weights), "--port", "0").splitlines() if "ERROR" in line]
+        assert message in lines[0]
+
+
+def test_a_missing_device_ends_with_one_clear_line(tiny_weights: Path) -> None:
+    assert "cuda:7 is not available" in fails("--weights", str(tiny_weights), "--device", "cuda:7", "--port", "0")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use_ends_with_one_clear_line(tiny_weights: Path, workers: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = ("--weights", str(tiny_weights), "--port", str(port), "--workers", workers)
+        assert "address already in use" in fails(*flags).lower()
+
+
+def test_help_lists_every_setting() -> None:
+    text = subprocess.run(command("--help"), capture_output=True, text=True, check=True).stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in text
+        assert f"THIRTYTWO_{name.upper()}" in text.replace("\n", "").replace(" ", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_drains_and_ends_with_0(tiny_weights: Path, cat: bytes, number: signal.Signals, workers: int) -> None:
+    outcomes: list[int] = []
+    stop = threading.Event()
+
+    def load(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            while not stop.is_set():
+                try:
+                    response = client.post("/predict", files=[("file", ("cat.png", cat))] * 8)
+                    outcomes.append(response.status_code)
+                except httpx.TransportError:
+                    outcomes.append(0)
+                    return
+                if response.headers.get("connection") == "close":
+                    return
+
+    with process(tiny_weights, "--workers", str(workers)) as (running, url):
+        threads = [threading.Thread(target=load, args=(url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while outcomes.count(200) <= 10 and 0 not in outcomes:
+            time.sleep(0.05)
+        running.send_signal(number)
+        _, log = running.communicate(timeout=30)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert running.returncode == 0, log
+    assert outcomes.count(200) > 10
+    assert set(outcomes) <= {200, 503}, log
+
+
+def children(pid: int) -> list[int]:
+    """The processes that serve for it, the library's tracker of resources left out."""
+    started = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in started if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_workers_end_by_themselves_when_their_supervisor_is_killed(tiny_weights: Path) -> None:
+    with process(tiny_weights, "--workers", "2") as (running, url):
+        assert len(children(running.pid)) == 2
+        running.kill()
+        _, log = running.communicate(timeout=30)  # ends with the last process that holds this end of the pipe
+        assert log.count("the worker ends") == 2
+        assert "Traceback" not in log
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/healthz")
+
+
+def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: Path, cat: bytes) -> None:
+    with process(tiny_weights, "--workers", "2") as (running, url):
+
+        def told(name: str) -> float:
+            """The sum over all labels."""
+            lines = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(name)]
+            assert lines
+            return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+        def counted() -> float:
+            return told("thirtytwo_predictions_total")
+
+        def ask() -> int:
+            return httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"}).status_code
+
+        assert [ask() for _ in range(30)] == [200] * 30
+        assert {counted() for _ in range(8)} == {30.0}
+        workers = children(running.pid)
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers]
+        assert len(pages) == 2
+        assert told("process_resident_memory_bytes") == pytest.approx(sum(pages) * PAGE, rel=0.1)
+        assert 3 < told("thirtytwo_confidence_total") <= 30
+        os.kill(workers[0], signal.SIGKILL)
+        assert ask() == 200
+        deadline = time.monotonic() + 30
+        while len(set(children(running.pid)) - {workers[0]}) < 2:
+            assert time.monotonic() < deadline
+            assert ask() == 200
+            time.sleep(0.2)
+        before = counted()
+        assert before >= 31
+        assert "thirtytwo_queue_images 0.0" in httpx.get(f"{url}/metrics").text
+        running.terminate()
+        running.communicate(timeout=30)
+        assert running.returncode == 0
+
+
+def test_a_worker_that_is_killed_loses_only_what_it_had_in_flight(tiny_weights: Path, cat: bytes) -> None:
+    """Each caller has one request at a time under way, so it loses one at most."""
+    stop = threading.Event()
+
+    def load(url: str) -> Counter[int]:
+        """The statuses; 0 counts what was lost."""
+        statuses: Counter[int] = Counter()
+        with httpx.Client(base_url=url, timeout=30) as client:
+            while not stop.is_set():
+                try:
+                    statuses[client.post("/predict", files=[("file", ("cat.png", cat))] * 8).status_code] += 1
+                except httpx.TransportError:
+                    statuses[0] += 1
+        return statuses
+
+    with process(tiny_weights, "--workers", "2", stderr=subprocess.DEVNULL) as (running, url):
+        victim = children(running.pid)[0]
+        with ThreadPoolExecutor(6) as pool:
+            callers = [pool.submit(load, url) for _ in range(6)]
+            time.sleep(1)
+            os.kill(victim, signal.SIGKILL)
+            time.sleep(2)
+            stop.set()
+        counts = [caller.result() for caller in callers]
+    assert all(set(statuses) <= {0, 200} and statuses[0] <= 1 for statuses in counts), counts
+    assert sum(statuses[200] for statuses in counts) > 10
+
+
+def test_new_work_is_refused_while_old_work_is_finished(tiny_weights: Path, cat: bytes) -> None:
+    """A request that is still being sent when the stop begins is answered; one that begins then gets 503."""
+    with process(tiny_weights) as (running, url):
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(cat)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as slow:
+            slow.sendall(head + cat[:100])
+            time.sleep(0.3)
+            running.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            assert httpx.get(f"{url}/readyz").status_code == 503
+            refused = httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"})
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
+            assert httpx.get(f"{url}/v2/health/ready").json() == {"error": "The service is stopping."}
+            assert httpx.post(f"{url}/v2/repository/index").json()[0]["state"] == "UNAVAILABLE"
+            refused = httpx.post(f"{url}/v2/models/tiny/infer", content=b"{}")
+            assert refused.status_code == 503
+            assert refused.json() == {"error": "The service is shutting down."}
+            slow.sendall(cat[100:])
+            assert slow.recv(100).startswith(b"HTTP/1.1 200")
+        assert running.wait(10) == 0
