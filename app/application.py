@@ -142,7 +142,7 @@ def _lifespan(
             draining_signals(lifecycle, config.drain_s),
             ending_with_parent(),
         ):
-            preprocessing.warm_up()
+            preprocessing.load_decoders()
             batcher.start()
             watchdog = asyncio.create_task(watch(batcher, lifecycle, config.watchdog_s))
             lifecycle.phase = Phase.READY

@@ -12,7 +12,7 @@ from app import engines, settings
 from app.errors import RequestError, ThirtytwoError
 from app.inference.classifier import Classifier
 from app.model import tta, weights
-from app.model.preprocessing import Limits, Picture, decode
+from app.model.preprocessing import DecodedImage, Limits, decode
 from app.settings import Settings
 
 
@@ -55,7 +55,7 @@ def _classify(path: Path, classifier: Classifier, config: Settings, top_k: int, 
     return 0
 
 
-def _look(picture: Picture, classifier: Classifier, sure: float) -> NDArray[np.float32]:
+def _look(picture: DecodedImage, classifier: Classifier, sure: float) -> NDArray[np.float32]:
     (first,) = classifier.classify([picture.pixels])
     if not picture.lossy or not tta.in_doubt(first, sure):
         return first

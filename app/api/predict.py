@@ -17,13 +17,13 @@ from app.errors import InvalidParameter, NotReady, RequestError
 from app.inference import pipeline
 from app.inference.batcher import Answer
 from app.inference.pipeline import Probabilities
-from app.model.preprocessing import Limits, Picture, Source
+from app.model.preprocessing import DecodedImage, EncodedImage, Limits
 from app.state import State
 from app.telemetry.metrics import Times
 
 INLINE_BYTES = 65_536  # uploads up to this size are decoded on the event loop where their pictures are small
 
-Outcome = Picture | RequestError
+Outcome = DecodedImage | RequestError
 
 
 async def answer(scope: Scope, receive: Receive, service: State) -> Response:
@@ -45,7 +45,7 @@ async def answer(scope: Scope, receive: Receive, service: State) -> Response:
         if len(errors) == len(outcomes):
             raise errors[0]
         decode_s = perf_counter() - begun
-        pictures = [outcome for outcome in outcomes if isinstance(outcome, Picture)]
+        pictures = [outcome for outcome in outcomes if isinstance(outcome, DecodedImage)]
         answered = await classify(receive, pictures, service, service.settings.request_timeout_s)
     times = Times(begun, decode_s, answered.queue_s, answered.run_s)
     scope["state"]["times"] = times
@@ -86,8 +86,8 @@ def _decode_small(files: list[Upload], limits: Limits) -> list[Outcome] | None:
     """The outcomes where all files together are a matter of microseconds, else None."""
     if sum(len(file.data) for file in files) > INLINE_BYTES:
         return None
-    sources: list[Source | RequestError] = [_open(file, limits) for file in files]
-    if not all(isinstance(source, RequestError) or source.is_small for source in sources):
+    sources: list[EncodedImage | RequestError] = [_open(file, limits) for file in files]
+    if not all(isinstance(source, RequestError) or source.is_cheap for source in sources):
         return None
     return [_finish(source) for source in sources]
 
@@ -96,16 +96,16 @@ def _decode_all(files: list[Upload], limits: Limits) -> list[Outcome]:
     return [_finish(_open(file, limits)) for file in files]
 
 
-def _open(file: Upload, limits: Limits) -> Source | RequestError:
+def _open(file: Upload, limits: Limits) -> EncodedImage | RequestError:
     if file.error is not None:
         return file.error
     try:
-        return Source(file.data, limits)
+        return EncodedImage(file.data, limits)
     except RequestError as error:
         return error
 
 
-def _finish(source: Source | RequestError) -> Outcome:
+def _finish(source: EncodedImage | RequestError) -> Outcome:
     if isinstance(source, RequestError):
         return source
     try:
@@ -115,7 +115,7 @@ def _finish(source: Source | RequestError) -> Outcome:
 
 
 async def classify(
-    receive: Receive, pictures: Sequence[Picture], service: State, timeout_s: float
+    receive: Receive, pictures: Sequence[DecodedImage], service: State, timeout_s: float
 ) -> Answer[Probabilities]:
     """Probabilities of each picture; the wait ends when the caller goes away."""
     waiting = asyncio.current_task()
@@ -152,7 +152,7 @@ def _shape(
 
 
 def _prediction(
-    filename: str | None, picture: Picture, probabilities: list[float], top_k: int, service: State
+    filename: str | None, picture: DecodedImage, probabilities: list[float], top_k: int, service: State
 ) -> dict[str, Any]:
     top = service.classifier.top(probabilities, top_k)
     return {

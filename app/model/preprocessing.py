@@ -15,7 +15,7 @@ FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP"
 
 LOSSY = {"JPEG", "WEBP"}
 
-ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for an orientation
+ORIENTATION_METADATA = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow reads it from
 
 MAX_SCANS = 100  # of a JPEG; a camera's has 1, a progressive one about 10, and each goes over all pixels again
 SCAN = b"\xff\xda"
@@ -31,7 +31,7 @@ class Limits(NamedTuple):
     strict_size: bool = False
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """Decoded pixels, uint8 [size, size, 3], and the size in the file where it was another: (width, height).
 
     `lossy` where the format seldom keeps every pixel.
@@ -42,12 +42,12 @@ class Picture(NamedTuple):
     lossy: bool
 
 
-def decode(data: bytes, limits: Limits) -> Picture:
-    """The picture as the network sees it. Raises as Source does."""
-    return Source(data, limits).decode()
+def decode(data: bytes, limits: Limits) -> DecodedImage:
+    """The picture as the network sees it. Raises as EncodedImage does."""
+    return EncodedImage(data, limits).decode()
 
 
-class Source:
+class EncodedImage:
     """An image file whose head has been read, its pixels not yet.
 
     Raises UnsupportedImage, UndecodableImage, TooLarge (more than max_pixels) or WrongSize.
@@ -70,27 +70,27 @@ class Source:
             raise WrongSize(f"The image is {self.width} x {self.height}; only {limits.size} x {limits.size} is taken.")
 
     @property
-    def is_small(self) -> bool:
+    def is_cheap(self) -> bool:
         """Whether it decodes in less time than a thread takes to wake."""
         return self.width * self.height <= 4 * self._limits.size**2
 
-    def decode(self) -> Picture:
+    def decode(self) -> DecodedImage:
         """Upright, RGB, size x size. Another size is scaled, antialiased, and cut at the centre to a square."""
         size = self._limits.size
         with _decoding(self._kind, self._limits), self._image as image:
             image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at the nearest size above this
             image.load()
-            if ORIENTED & image.info.keys():
+            if ORIENTATION_METADATA & image.info.keys():
                 with suppress(Exception):  # broken metadata is no reason to refuse a sound picture
                     ImageOps.exif_transpose(image, in_place=True)
             rgb = to_rgb(image)
             if (self.width, self.height) == (size, size):
-                return Picture(_pixels(rgb), None, self._kind in LOSSY)
+                return DecodedImage(_pixels(rgb), None, self._kind in LOSSY)
             fitted = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
-            return Picture(_pixels(fitted), (self.width, self.height), self._kind in LOSSY)
+            return DecodedImage(_pixels(fitted), (self.width, self.height), self._kind in LOSSY)
 
 
-def warm_up() -> None:
+def load_decoders() -> None:
     """Lets Pillow load now what it loads with the first picture of a format.
 
     At that later moment there may be no descriptor left to load it with, and a sound picture would seem broken.

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope
 from app.api import predict, uploads
 from app.errors import MalformedUpload, NotReady, RequestError, TooLarge
 from app.inference.pipeline import Probabilities
-from app.model.preprocessing import Picture, Pixels
+from app.model.preprocessing import DecodedImage, Pixels
 from app.oip import codec
 from app.oip.codec import Inference
 from app.oip.models import VERSION, Model
@@ -64,10 +64,10 @@ async def _parse(body: bytes, headers: Mapping[bytes, bytes], service: State, mo
     return await asyncio.get_running_loop().run_in_executor(service.decoders, parse)
 
 
-async def _pictures(images: Pixels | list[bytes], service: State) -> Sequence[Picture]:
+async def _pictures(images: Pixels | list[bytes], service: State) -> Sequence[DecodedImage]:
     """Every image's picture; a file that has none fails the request, since a tensor has no place for an error."""
     if not isinstance(images, list):
-        return [Picture(pixels, None, lossy=False) for pixels in images]
+        return [DecodedImage(pixels, None, lossy=False) for pixels in images]
     limit = service.settings.max_file_bytes
     files = [uploads.upload(None, data, 0, len(data), limit) for data in images]
     outcomes = await predict.decode(files, service)
@@ -75,7 +75,7 @@ async def _pictures(images: Pixels | list[bytes], service: State) -> Sequence[Pi
         if isinstance(outcome, RequestError):
             kind = TooLarge if isinstance(outcome, TooLarge) else MalformedUpload
             raise kind(f"Image {index} of the input: {outcome}") from outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, Picture)]
+    return [outcome for outcome in outcomes if isinstance(outcome, DecodedImage)]
 
 
 def _timeout_s(asked: Inference, service: State) -> float:
