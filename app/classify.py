@@ -1,63 +1,75 @@
-"""`python -m app classify FILE...`: the answers of `/predict` without a server."""
+"""`python -m app classify FILE...`: the predictions of `/predict` without a server."""
 
 import argparse
+import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from app import engines, settings
-from app.errors import RequestError, ThirtytwoError
-from app.inference.classifier import Classifier
-from app.model import tta, weights
-from app.model.preprocessing import DecodedImage, Limits, decode
-from app.settings import Settings
+from app.errors import RequestError, ThirtytwoError, UndecodableImage
+from app.inference.classifier import top_classes
+from app.inference.decoding import File
+from app.inference.pipeline import Deadline, Pipeline, Prediction
+from app.lifespan import build_classifier, build_pipeline
+
+TIMEOUT_S = 3600.0  # of one chunk; a local user waits
 
 
 def run(argv: list[str]) -> int:
-    """Prints a line a file; gives 0 where all were classified, 1 where some were not, 2 where none can be."""
+    """Prints a line per file; returns 0 if all are classified, 1 if some are not, 2 if the model cannot be loaded."""
     arguments = _parse(argv)
     try:
         config = settings.load()
-        file = weights.load(arguments.weights or config.weights)
-        runner = engines.load(file, config.device, config.threads, config.engine, config.precision)
+        config = config.model_copy(update={"weights": arguments.weights or config.weights, "workers": 1})
+        classifier = build_classifier(config, engines.load)
     except ThirtytwoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    classifier = Classifier(file, runner, batch_sizes=())
-    return max([_classify(path, classifier, config, arguments.top_k, arguments.json) for path in arguments.files])
+    pipeline, classes = build_pipeline(config, classifier), classifier.classes
+    top_k = max(1, min(arguments.top_k, len(classes)))
+    pipeline.start()
+    try:
+        outcomes = asyncio.run(_classify(arguments.files, pipeline, config.max_batch))
+    finally:
+        pipeline.close(0)
+    return max([_print(path, outcome, classes, top_k, arguments.json) for path, outcome in outcomes])
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m app classify", description="Classifies image files.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights file [the bundled one]")
-    parser.add_argument("--top-k", type=int, default=3, metavar="N", help="labels a file [3]")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--top-k", type=int, default=3, metavar="N", help="labels per file [3]")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser.parse_args(argv)
 
 
-def _classify(path: Path, classifier: Classifier, config: Settings, top_k: int, as_json: bool) -> int:
-    limits = Limits(classifier.input_size, config.max_pixels, config.strict_size)
+async def _classify(
+    paths: Sequence[Path], pipeline: Pipeline, chunk: int
+) -> list[tuple[Path, Prediction | RequestError]]:
+    outcomes: list[Prediction | RequestError] = []
+    for start in range(0, len(paths), chunk):
+        files = [_read(path) for path in paths[start : start + chunk]]
+        outcomes += (await pipeline.classify(files, Deadline.after(TIMEOUT_S))).outcomes
+    return list(zip(paths, outcomes, strict=True))
+
+
+def _read(path: Path) -> File:
     try:
-        picture = decode(path.read_bytes(), limits)
-    except (RequestError, OSError) as error:
-        print(f"{path}: {error}", file=sys.stderr)
+        return path.read_bytes()
+    except OSError as error:
+        return UndecodableImage(f"{error.strerror}.")
+
+
+def _print(path: Path, outcome: Prediction | RequestError, classes: list[str], top_k: int, as_json: bool) -> int:
+    if isinstance(outcome, RequestError):
+        print(f"{path}: {outcome}", file=sys.stderr)
         return 1
-    probabilities = _look(picture, classifier, config.second_look)
-    top = classifier.top(probabilities.tolist(), max(1, min(top_k, len(classifier.classes))))
+    top = top_classes(outcome.probabilities, top_k, classes)
     if as_json:
-        print(json.dumps({"file": str(path), "top": top, "resized_from": picture.resized_from}))
+        print(json.dumps({"file": str(path), "top": top, "resized_from": outcome.resized_from}))
     else:
         print(f"{path}: " + ", ".join(f"{entry['label']} {entry['probability']:.1%}" for entry in top))
     return 0
-
-
-def _look(picture: DecodedImage, classifier: Classifier, sure: float) -> NDArray[np.float32]:
-    (first,) = classifier.classify([picture.pixels])
-    if not picture.lossy or not tta.in_doubt(first, sure):
-        return first
-    (second,) = classifier.classify([tta.mirrored(picture.pixels)])
-    return tta.merged(first, second)

@@ -3,6 +3,8 @@
 ThirtytwoError
 ├── SettingsError           a setting has a value that cannot be (stops start-up, exit code 2)
 ├── WeightsError            the weights file cannot be served (stops start-up, exit code 2)
+├── DeviceError             the requested device or precision is not available (stops start-up, exit code 2)
+├── DeviceLostError         the device fails every call (ends the process, exit code 1)
 ├── DataError               the training data cannot be read (stops training, exit code 2)
 └── RequestError            a caller can mend it, or must wait; carries an HTTP status
     ├── MalformedUpload     400  the multipart form cannot be parsed, or holds no file
@@ -15,7 +17,8 @@ ThirtytwoError
     ├── InvalidParameter    422  a query value out of range
     ├── QueueFull           429  no room in the queue, or for a large body; carries retry_after_s
     ├── NotReady            503  starting or shutting down; carries retry_after_s
-    └── DeadlineExceeded    504  not answered within the request timeout
+    ├── DeadlineExceeded    504  not answered within the request timeout
+    └── ClientDisconnected  499  the caller left before the response (in log and metrics only)
 """
 
 from typing import ClassVar
@@ -31,6 +34,14 @@ class SettingsError(ThirtytwoError):
 
 class WeightsError(ThirtytwoError):
     """The weights file cannot be served."""
+
+
+class DeviceError(ThirtytwoError):
+    """The requested device or precision is not available."""
+
+
+class DeviceLostError(ThirtytwoError):
+    """The device fails every call."""
 
 
 class DataError(ThirtytwoError):
@@ -96,3 +107,7 @@ class NotReady(RequestError):
 
 class DeadlineExceeded(RequestError):
     status, type, title = 504, "deadline-exceeded", "Not answered in time"
+
+
+class ClientDisconnected(RequestError):
+    status, type, title = 499, "client-closed-request", "The client closed the connection"

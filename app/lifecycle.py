@@ -21,12 +21,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Phase(Enum):
     STARTING = "starting"
     READY = "ready"
-    STOPPING = "stopping"
+    STOPPING = "shutting down"
     FAILED = "failed"  # its inference thread is gone or hangs; the process is about to end
 
 
 class Lifecycle:
-    """Belongs to one event loop; `accepting` is entered for every request that wants the model."""
+    """Belongs to one event loop; `admit` is entered for every prediction request."""
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
@@ -43,15 +43,13 @@ class Lifecycle:
             raise NotReady(f"The service is {self.phase.value}.", retry_after_s=1)
 
     @contextmanager
-    def accepting(self) -> Iterator[bool]:
-        """Whether the request is accepted; if so, a stop waits until it is answered."""
-        if self.phase is not Phase.READY:
-            yield False
-            return
+    def admit(self) -> Iterator[None]:
+        """A stop waits until the request is answered; raises NotReady unless the service is ready."""
+        self.check_ready()
         self._in_flight += 1
         self._idle.clear()
         try:
-            yield True
+            yield
         finally:
             self._in_flight -= 1
             if not self._in_flight:

@@ -7,7 +7,7 @@ from pydantic import Field, FilePath, SecretStr, ValidationError, field_validato
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
-from app.model.tta import SURE
+from app.model.tta import DEFAULT_THRESHOLD
 from app.model.weights import BUNDLED
 
 PREFIX = "THIRTYTWO_"
@@ -39,8 +39,11 @@ class Settings(BaseSettings):
     )
     max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
     max_queue: Count = Field(512, description="images waiting before 429; under a second of work on two cores")
-    second_look: float = Field(
-        SURE, ge=0, le=1, description="confidence under which a JPEG or WebP is looked at again, mirrored; 0: never"
+    tta_threshold: float = Field(
+        DEFAULT_THRESHOLD,
+        ge=0,
+        le=1,
+        description="run flip TTA on JPEG/WebP whose top probability is below this; 0 disables it",
     )
     request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
     max_files: Count = Field(256, description="files in one request")
@@ -50,6 +53,7 @@ class Settings(BaseSettings):
         256_000_000, description="bytes of all large requests under way, before further ones get 429"
     )
     max_pixels: Count = Field(25_000_000, description="pixels of one image, checked before it is decoded")
+    max_request_pixels: Count = Field(100_000_000, description="pixels of all images of one request")
     strict_size: bool = Field(False, description="take only images of the model's input size")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="comma-separated keys; whoever wants predictions must send one; empty: open to all"

@@ -1,21 +1,18 @@
 """What the lifespan builds and the routes use: one frozen object, reached by one alias."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 from fastapi import Depends, Request
-from numpy.typing import NDArray
 
 from app.api.auth import Keys
-from app.inference.batcher import Batcher
 from app.inference.classifier import Classifier
+from app.inference.pipeline import Pipeline
 from app.lifecycle import Lifecycle
-from app.model.preprocessing import Pixels
-from app.oip.statistics import Statistics
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+from app.telemetry.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,8 @@ class State:
     keys: Keys
     statistics: Statistics
     classifier: Classifier
-    batcher: Batcher[Pixels, NDArray[np.float32]]
-    decoders: ThreadPoolExecutor
+    pipeline: Pipeline
+    executor: Executor  # decompresses bodies and parses large tensors
 
 
 async def current(request: Request) -> State:

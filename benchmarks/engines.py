@@ -1,4 +1,4 @@
-"""The network alone on each engine and precision, by threads and batch size, and its accuracy where data is given.
+"""The network exclusive on each engine and precision, by threads and batch size, and its accuracy where data is given.
 
 python -m benchmarks.engines --data folder-of-cifar-10
 """

@@ -28,9 +28,10 @@ from PIL import Image
 
 from app import engines
 from app.__main__ import raise_descriptor_limit
-from app.api.uploads import parse_form
+from app.api.uploads import Form, FormParser
 from app.engines.hardware import available_cpus
 from app.inference.batcher import Batcher
+from app.inference.queue import RequestQueue
 from app.model import weights
 from app.model.preprocessing import Limits, decode
 from app.settings import Settings
@@ -174,23 +175,33 @@ async def rested_us(work: Callable[[], Awaitable[object]], times: int = 500, pau
     return median(taken) * 1e6
 
 
+def parse(body: bytes, settings: Settings) -> Form:
+    parser = FormParser("BOUNDARY", settings)
+    parser.feed(body)
+    return parser.close()
+
+
 def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
     """What the parts cost alone, in process: parsing, decoding, the network at each batch size."""
     bodies = [form([file]).partition(b"\r\n\r\n")[2] for file in files]
     settings = Settings()
     run = engines.load(weights.load(settings.weights), "cpu")
     one = np.zeros((1, LIMITS.size, LIMITS.size, 3), np.uint8)
-    idle: Batcher[int, int] = Batcher(lambda items, alone: items, [1], 1)
+    idle: Batcher[int, int] = Batcher(lambda items, exclusive: items, [1], RequestQueue(1))
     idle.start()
 
     async def network() -> None:
         run(one)
 
+    async def hand_over() -> None:
+        with idle.queue.reserve(1) as reservation:
+            await idle.submit([0], reservation)
+
     return {
-        "parse_us": per_call_us(lambda i: parse_form(bodies[i % len(bodies)], b"BOUNDARY", settings)),
+        "parse_us": per_call_us(lambda i: parse(bodies[i % len(bodies)], settings)),
         "decode_us": per_call_us(lambda i: decode(files[i % len(files)][1], LIMITS)),
         "rested_us": uvloop.run(rested_us(network)),
-        "hand_over_us": uvloop.run(rested_us(lambda: idle.submit([0], 1.0))),
+        "hand_over_us": uvloop.run(rested_us(hand_over)),
         "engine": run.name,
         "precision": run.precision,
         "model": throughput.measure(run, LIMITS.size, SIZES),
@@ -200,9 +211,9 @@ def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
 
 def together(run: engines.Engine) -> dict[int, float]:
     """Images/s of as many calls at once as the engine has lanes, for each batch size."""
-    with ThreadPoolExecutor(run.lanes) as pool:
-        measure_one = partial(throughput.measure, partial(run, alone=run.lanes == 1), LIMITS.size, SIZES)
-        rates = [lane.result() for lane in [pool.submit(measure_one) for _ in range(run.lanes)]]
+    with ThreadPoolExecutor(run.streams) as pool:
+        measure_one = partial(throughput.measure, partial(run, exclusive=run.streams == 1), LIMITS.size, SIZES)
+        rates = [lane.result() for lane in [pool.submit(measure_one) for _ in range(run.streams)]]
     return {size: sum(rate[size] for rate in rates) for size in SIZES}
 
 

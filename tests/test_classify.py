@@ -20,17 +20,17 @@ def test_a_line_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].count("%") == 3
 
 
-def test_a_jpeg_in_doubt_is_looked_at_again_as_by_the_service(
+def test_uncertain_jpeg_is_classified_as_by_the_service(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = tmp_path / "cat.jpg"
     Image.open(EXAMPLES / "cat.png").save(photo)
     tops = []
-    for sure in ("0", "1"):
-        monkeypatch.setenv("THIRTYTWO_SECOND_LOOK", sure)
+    for threshold in ("0", "1"):
+        monkeypatch.setenv("THIRTYTWO_TTA_THRESHOLD", threshold)
         assert classify.run(["--json", "--top-k", "10", "--weights", str(tiny_weights), str(photo)]) == 0
         tops.append(json.loads(capsys.readouterr().out)["top"])
-    with serving(Settings(weights=tiny_weights, second_look=1)) as client:
+    with serving(Settings(weights=tiny_weights, tta_threshold=1)) as client:
         files = {"file": photo.read_bytes()}
         assert client.post("/predict", params={"top_k": 10}, files=files).json()["predictions"][0]["top"] == tops[1]
     assert tops[0] != tops[1]

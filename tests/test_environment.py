@@ -100,7 +100,7 @@ def test_only_what_tells_the_time_of_day_reads_a_clock_that_may_jump() -> None:
         if isinstance(node, ast.Attribute)
         and ast.unparse(node) in {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "date.today"}
     }
-    assert readers == {"telemetry/logs.py", "oip/statistics.py", "telemetry/tracing.py"}
+    assert readers == {"telemetry/logs.py", "telemetry/statistics.py", "telemetry/tracing.py"}
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed; CI installs it")

@@ -187,7 +187,7 @@ def test_new_work_is_refused_while_old_work_is_finished(tiny_weights: Path, cat:
             refused = httpx.post(f"{url}/predict", content=cat, headers={"content-type": "image/png"})
             assert refused.status_code == 503
             assert int(refused.headers["retry-after"]) >= 1
-            assert httpx.get(f"{url}/v2/health/ready").json() == {"error": "The service is stopping."}
+            assert httpx.get(f"{url}/v2/health/ready").json() == {"error": "The service is shutting down."}
             assert httpx.post(f"{url}/v2/repository/index").json()[0]["state"] == "UNAVAILABLE"
             refused = httpx.post(f"{url}/v2/models/tiny/infer", content=b"{}")
             assert refused.status_code == 503

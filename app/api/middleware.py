@@ -1,20 +1,17 @@
-"""Around every request: its id, the security headers, its line in the log, its metrics, the last net for
-errors; and the fast lane.
-"""
+"""Around every request: its id, security headers, access log, metrics, and the response to unexpected errors."""
 
 import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from secrets import token_hex
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.errors import QueueFull, RequestError, UnknownHost
+from app.errors import QueueFull, UnknownHost
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
 
@@ -28,8 +25,6 @@ EVERY_ANSWER = (
 )
 PORT = re.compile(r":\d*$")
 SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-
-Answer = Callable[[Scope, Receive], Awaitable[Response]]
 
 logger = logging.getLogger(__name__)
 
@@ -107,29 +102,6 @@ class RequestContext:
         self.metrics.observe_request(route, status, seconds)
         if self.access:
             self.access.add(scope["method"], route, status, seconds, request_id)
-
-
-class FastLane:
-    """Answers one POST path before the framework's own stack, which costs as much as all the rest of the way."""
-
-    def __init__(self, app: ASGIApp, root_path: str, path: str, answer: Answer, metrics: Metrics) -> None:
-        self.app = app
-        self.path = path  # what metrics and log call it, as they call FastAPI's routes
-        self.answer = answer
-        self.metrics = metrics
-        self._whole_path = root_path + path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self._whole_path or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        scope["route"] = self
-        try:
-            response = await self.answer(scope, receive)
-        except RequestError as error:
-            self.metrics.refusals.labels(error.type).inc()
-            response = problems.of_error(error, scope)
-        await response(scope, receive, send)
 
 
 class TrustedHosts:

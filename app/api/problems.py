@@ -48,6 +48,8 @@ def internal(scope: Scope) -> Response:
 
 async def on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
+    if request.method == "POST":  # a probe's 503 is no rejection
+        request.state.service.metrics.rejections.labels(error.type).inc()
     return of_error(error, request.scope)
 
 

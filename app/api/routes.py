@@ -1,14 +1,13 @@
-"""The endpoints. Each translates: it parses, calls one thing and shapes the answer."""
+"""The GET endpoints and the static files."""
 
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from app.api import openapi, schemas
-from app.api.predict import answer
 from app.state import Service
 from app.telemetry import metrics
 
@@ -23,7 +22,7 @@ DOCS_HEADERS = {"Content-Security-Policy": OWN_FILES_ONLY + "img-src 'self' data
 
 
 class Files(StaticFiles):
-    """The pages' files, which metrics and log know under one name."""
+    """Static files, with one route name in metrics and log."""
 
     path = "/static/{path}"
 
@@ -33,22 +32,6 @@ class Files(StaticFiles):
 
 
 router, docs_router, metrics_router, page_router = (APIRouter() for _ in range(4))
-
-
-@router.post(
-    "/predict",
-    tags=["Predictions"],
-    summary="Classify images",
-    response_model=schemas.Predictions,
-    responses=openapi.PREDICT,
-    openapi_extra=openapi.REQUEST,
-)
-async def predict(request: Request, service: Service) -> Response:
-    """One or many images, as parts named `file` of a form or one as the raw body; answers keep their order.
-
-    A bad file among several has an `error` in its place. When every file is bad, the answer is the first one's error.
-    """
-    return await answer(request.scope, request.receive, service)
 
 
 @router.get("/model", tags=["Model"], summary="The model's card")
@@ -70,7 +53,7 @@ async def readyz(service: Service) -> schemas.Health:
 
 @metrics_router.get("/metrics", tags=["Operation"], summary="Prometheus metrics", response_class=PlainTextResponse)
 async def read_metrics(service: Service) -> Response:
-    service.metrics.queue.set(service.batcher.waiting)
+    service.metrics.queue.set(service.pipeline.batcher.queue.size)
     engine = service.classifier.engine
     if memory := engine.memory():
         service.metrics.observe_memory(engine.device, *memory)

@@ -2,168 +2,221 @@
 
 import re
 import zlib
-from collections.abc import Iterator
+from asyncio import get_running_loop
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import NamedTuple
+from urllib.parse import unquote
 
-from python_multipart.multipart import parse_options_header
+from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from starlette.types import Receive
 
-from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
+from app.errors import ClientDisconnected, MalformedUpload, RequestError, TooLarge, UnsupportedImage
 from app.settings import Settings
 
-MAX_NAME = 255  # characters of a file name that are echoed
-MAX_HEADERS = 8192  # bytes before the content of one part
-OTHER_PARTS = 100  # parts of other names that a form may hold besides its files
-BOUNDARY = re.compile(rb"[^\x00-\x1f\x7f]{1,70}")  # RFC 2046, but generous with its characters
-LINE_ENDS = re.compile(rb"(?=--|[\r \t])")
-DISPOSITION = re.compile(rb"^content-disposition:[ \t]*(.*?)\r?$", re.IGNORECASE | re.MULTILINE)
+MAX_NAME = 255  # characters of a file name that are returned
+MAX_HEADER = 8192  # bytes of one header line of a part
+OTHER_PARTS = 100  # parts besides the files that a form may hold
+MAX_FIELD = 1000  # bytes of a form field's value
+BLOCK = 65_536  # bytes of a decompressed form that are parsed at a time
+EXTENDED_NAME = re.compile(r"filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^\s;]+)", re.IGNORECASE)
 UNSUPPORTED = (
     "Send a multipart/form-data form with parts named file, or the image itself with its image/* content type."
 )
 
+Headers = Mapping[bytes, bytes]
+
 
 class Upload(NamedTuple):
-    """One file: its name as the caller sent it (None for a raw body), and its bytes or what is wrong with them."""
+    """One file: its name as sent (None for a raw body), and its bytes or what is wrong with them."""
 
     filename: str | None
-    data: bytes
-    error: RequestError | None = None
+    data: bytes | RequestError
 
 
-class Body(NamedTuple):
-    """What a request holds: a multipart form, or one file where there is no boundary."""
+class Form(NamedTuple):
+    """The files of a request in order, and the values of its other fields by name."""
 
-    data: bytes
-    boundary: bytes | None
+    files: list[Upload]
+    fields: dict[str, str]
 
 
-async def read(receive: Receive, content_type: str, content_length: str, settings: Settings) -> Body:
-    """Raises MalformedUpload, UnsupportedImage (another media type) or TooLarge, as soon as a limit is passed."""
-    kind, options = parse_options_header(content_type)
-    if kind == b"multipart/form-data":
-        body = await read_body(receive, content_length, settings.max_body_bytes)
-        return Body(body, options.get(b"boundary", b""))
-    if kind.startswith(b"image/") or kind == b"application/octet-stream":
+async def read(receive: Receive, headers: Headers, settings: Settings, executor: Executor) -> Form:
+    """Reads a multipart form or one raw file. The executor decompresses a body with a Content-Encoding.
+
+    Raises MalformedUpload, UnsupportedImage (another media type), TooLarge as soon as a limit is passed, and
+    ClientDisconnected.
+    """
+    kind, options = parse_options_header(headers.get(b"content-type", b"").decode("latin-1"))
+    if kind == "multipart/form-data":
+        parser = FormParser(options.get("boundary", ""), settings)
+        if coding := content_coding(headers):
+            body = await read_decoded(receive, headers, coding, settings.max_body_bytes, executor)
+            for start in range(0, len(body), BLOCK):
+                parser.feed(body[start : start + BLOCK])
+        else:
+            async for chunk in _chunks(receive, headers, settings.max_body_bytes):
+                parser.feed(chunk)
+        return parser.close()
+    if kind.startswith("image/") or kind == "application/octet-stream":
         limit = min(settings.max_file_bytes, settings.max_body_bytes)
-        return Body(await read_body(receive, content_length, limit), None)
+        body = await read_decoded(receive, headers, content_coding(headers), limit, executor)
+        if not body:
+            raise MalformedUpload("The body is empty.")
+        return Form([Upload(None, body)], {})
     raise UnsupportedImage(UNSUPPORTED)
 
 
-def files(body: Body, settings: Settings) -> list[Upload]:
-    """The uploaded files in order: a form's parts named `file`, or the one; raises MalformedUpload or TooLarge."""
-    if body.boundary is not None:
-        return parse_form(body.data, body.boundary, settings)
-    if not body.data:
-        raise MalformedUpload("The body is empty.")
-    return [Upload(None, body.data)]
-
-
-async def read_body(receive: Receive, content_length: str, limit: int) -> bytes:
-    """The whole body; raises TooLarge as soon as it passes the limit."""
-    too_large = f"The body is over {limit} bytes."
-    if content_length.isdecimal() and int(content_length[:20]) > limit:
-        raise TooLarge(too_large)
-    chunks, total, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise MalformedUpload("The body ended before it was complete.")
-        chunk = message.get("body", b"")
-        chunks.append(chunk)
-        total += len(chunk)
-        if total > limit:
-            raise TooLarge(too_large)
-        more = message.get("more_body", False)
+async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
+    """The whole body as sent; raises TooLarge as soon as it passes the limit, and ClientDisconnected."""
+    chunks = [chunk async for chunk in _chunks(receive, headers, limit)]
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def inflate(body: bytes, coding: str, limit: int) -> bytes:
+async def read_decoded(receive: Receive, headers: Headers, coding: str, limit: int, executor: Executor) -> bytes:
+    """The whole body without its content coding; the limit applies before and after. Raises as `decompress`, too."""
+    body = await read_body(receive, headers, limit)
+    if not coding:
+        return body
+    return await get_running_loop().run_in_executor(executor, decompress, body, coding, limit)
+
+
+def content_coding(headers: Headers) -> str:
+    """The Content-Encoding in lower case; empty for none or identity."""
+    coding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+    return "" if coding == "identity" else coding
+
+
+def decompress(body: bytes, coding: str, limit: int) -> bytes:
     """The body without its content coding; raises TooLarge as soon as it passes the limit."""
     if coding in ("", "identity"):
         return body
     if coding not in ("gzip", "deflate"):
         raise UnsupportedImage("Send the body as it is, or with a Content-Encoding of gzip or deflate.")
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # reads the head of either
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects the header of either
     try:
         content = inflater.decompress(body, limit + 1)
     except zlib.error as error:
         raise MalformedUpload(f"The {coding} data is broken.") from error
     if len(content) > limit:
-        raise TooLarge(f"The body inflates to over {limit} bytes.")
+        raise TooLarge(f"The body has over {limit} bytes when decompressed.")
     if not inflater.eof or inflater.unused_data:
         raise MalformedUpload(f"The {coding} data is incomplete, or more follows it.")
     return content
 
 
-def parse_form(body: bytes, boundary: bytes, settings: Settings) -> list[Upload]:
-    """The parts named `file` of a multipart form (RFC 7578); raises MalformedUpload or TooLarge."""
-    if not BOUNDARY.fullmatch(boundary):
-        raise MalformedUpload("The content type of the form names no boundary.")
-    uploads: list[Upload] = []
-    others = 0
-    for headers, begin, end in _parts(body, boundary):
-        name, filename = _names(headers)
-        if name != b"file":
-            others += 1
-        elif len(uploads) < settings.max_files:
-            uploads.append(upload(filename, body, begin, end, settings.max_file_bytes))
-        else:
-            raise TooLarge(f"The form has more than {settings.max_files} files.")
-        if others > OTHER_PARTS:
-            raise TooLarge(f"The form has more than {OTHER_PARTS} parts that are no files.")
-    if not uploads:
-        raise MalformedUpload('The form has no part named "file".')
-    return uploads
+class FormParser:
+    """Collects the parts of a multipart form (RFC 7578) that is fed in chunks.
 
+    Raises MalformedUpload, or TooLarge for too many files or parts. A file that is empty or over max_file_bytes has its
+    own error.
+    """
 
-def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Each part's headers, and where its content begins and ends in the body."""
-    delimiter = b"\r\n--" + boundary
-    if body.startswith(delimiter[2:]):
-        position = len(delimiter) - 2
-    else:
-        preamble = _next_delimiter(body, delimiter, 0)
-        position = preamble + len(delimiter) if preamble >= 0 else -1
-    while position >= 0:
-        if body.startswith(b"--", position):
+    def __init__(self, boundary: str, settings: Settings) -> None:
+        self._settings = settings
+        self._files: list[Upload] = []
+        self._fields: dict[str, str] = {}
+        self._part: MultipartSegment | None = None
+        self._payload: list[bytes] = []
+        self._size = 0
+        self._others = 0
+        if not 1 <= len(boundary) <= 70 or not boundary.isprintable():  # RFC 2046, section 5.1.1
+            raise MalformedUpload("The content type of the form has no valid boundary.")
+        self._parser = PushMultipartParser(
+            boundary.encode("latin-1", "replace"), max_header_size=MAX_HEADER, header_charset="latin-1"
+        )
+
+    def feed(self, chunk: bytes) -> None:
+        if not chunk or self._parser.closed:
             return
-        line_end = body.find(b"\r\n", position)
-        headers_end = body.find(b"\r\n\r\n", line_end)
-        if line_end < 0 or body[position:line_end].strip(b" \t") or not 0 <= headers_end - line_end <= MAX_HEADERS:
-            break
-        content = headers_end + 4
-        end = _next_delimiter(body, delimiter, headers_end + 2)
-        if end < 0:
-            break
-        yield body[line_end:headers_end], content, max(content, end)
-        position = end + len(delimiter)
-    raise MalformedUpload("The multipart form is broken or has no closing boundary.")
+        with _as_request_errors():
+            for event in self._parser.parse(chunk):
+                if isinstance(event, MultipartSegment):
+                    self._start(event)
+                elif event is None:
+                    self._finish()
+                else:
+                    self._add(event)
+
+    def close(self) -> Form:
+        """The files and fields; raises MalformedUpload if the form is incomplete or has no file."""
+        with _as_request_errors():
+            self._parser.close()
+        if not self._files:
+            names = ", ".join(f'"{name[:50]}"' for name in list(self._fields)[:5]) or "no part"
+            raise MalformedUpload(f'The form has no part named "file"; it has {names}.')
+        return Form(self._files, self._fields)
+
+    def _start(self, part: MultipartSegment) -> None:
+        self._part, self._payload, self._size = part, [], 0
+        if part.name != "file":
+            self._others += 1
+            if self._others > OTHER_PARTS:
+                raise TooLarge(f"The form has more than {OTHER_PARTS} parts that are not files.")
+        elif len(self._files) == self._settings.max_files:
+            raise TooLarge(f"The form has more than {self._settings.max_files} files.")
+
+    def _add(self, payload: bytes) -> None:
+        assert self._part is not None
+        self._size += len(payload)
+        if self._size <= (self._settings.max_file_bytes if self._part.name == "file" else MAX_FIELD):
+            self._payload.append(payload)
+        else:
+            self._payload.clear()  # what is refused holds no memory
+
+    def _finish(self) -> None:
+        assert self._part is not None
+        data = self._payload[0] if len(self._payload) == 1 else b"".join(self._payload)
+        if self._part.name == "file":
+            self._files.append(Upload(_filename(self._part), checked(data, self._size, self._settings.max_file_bytes)))
+        else:
+            self._fields[str(self._part.name)] = data.decode("utf-8", "replace")
+        self._part, self._payload = None, []
 
 
-def _next_delimiter(body: bytes, delimiter: bytes, start: int) -> int:
-    """Where the next delimiter line begins, or -1. A longer boundary that begins like ours is content."""
-    place = body.find(delimiter, start)
-    if place < 0 or LINE_ENDS.match(body, place + len(delimiter)):
-        return place
-    # a body may hold millions that only begin like ours, which a loop would keep the event loop busy with
-    genuine = re.compile(re.escape(delimiter) + LINE_ENDS.pattern).search(body, place)
-    return genuine.start() if genuine else -1
+def checked(data: bytes, size: int, limit: int) -> bytes | RequestError:
+    """The file's bytes, or what is wrong with its size."""
+    if size > limit:
+        return TooLarge(f"The file has over {limit} bytes.")
+    return data or MalformedUpload("The file is empty.")
 
 
-def _names(headers: bytes) -> tuple[bytes, str | None]:
-    """The name and the file name in a part's Content-Disposition."""
-    match = DISPOSITION.search(headers)
-    if match is None:
-        return b"", None
-    _, options = parse_options_header(match[1])
-    filename = options.get(b"filename")
-    return options.get(b"name", b""), None if filename is None else filename.decode("utf-8", "replace")[:MAX_NAME]
+async def _chunks(receive: Receive, headers: Headers, limit: int) -> AsyncIterator[bytes]:
+    too_large = f"The body has over {limit} bytes."
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise TooLarge(too_large)
+    total, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected("The caller left before the body was complete.")
+        chunk = message.get("body", b"")
+        total += len(chunk)
+        if total > limit:
+            raise TooLarge(too_large)
+        yield chunk
+        more = message.get("more_body", False)
 
 
-def upload(filename: str | None, body: bytes, begin: int, end: int, limit: int) -> Upload:
-    """The file that is this part of the body, or what is wrong with its length."""
-    if end - begin > limit:
-        return Upload(filename, b"", TooLarge(f"The file is over {limit} bytes."))
-    if end == begin:
-        return Upload(filename, b"", MalformedUpload("The file is empty."))
-    return Upload(filename, body[begin:end])
+def _filename(part: MultipartSegment) -> str | None:
+    """The file name; `filename*` (RFC 5987), which some clients send beside it, wins."""
+    extended = EXTENDED_NAME.search(part.header("Content-Disposition", ""))
+    if extended:
+        name = unquote(extended[2], extended[1], "replace")
+    elif part.filename is None:
+        return None
+    else:
+        name = part.filename.encode("latin-1").decode("utf-8", "replace")
+    return name[:MAX_NAME]
+
+
+@contextmanager
+def _as_request_errors() -> Iterator[None]:
+    try:
+        yield
+    except ParserLimitReached as error:
+        raise MalformedUpload("A part of the form has too many or too long headers.") from error
+    except MultipartError as error:
+        raise MalformedUpload(f"The multipart form is broken: {error}.") from error

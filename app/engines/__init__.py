@@ -21,12 +21,12 @@ class Engine(Protocol):
     name: str
     device: str
     precision: str
-    lanes: int  # threads that may call it at once
+    streams: int  # threads that may call it at once
 
-    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
         """Pixels uint8 [N, S, S, 3] to probabilities float32 [N, classes].
 
-        `alone` lets the call use all cores; no other may run beside it then that says the same of itself.
+        `exclusive` lets the call use all cores; no other may run beside it then that says the same of itself.
         """
         ...
 
@@ -46,12 +46,12 @@ def load(
     threads = threads or available_cpus()
     if name == "openvino" or (name == "auto" and _wants_openvino(device)):
         try:
-            return _checked(_openvino(weights, device, threads, precision), weights)
+            return verify_references(_openvino(weights, device, threads, precision), weights)
         except WeightsError as error:
             if name == "openvino":
                 raise
             logger.warning("falling back to torch: %s", error)
-    return _checked(_torch(weights, device, threads, precision), weights)
+    return verify_references(_torch(weights, device, threads, precision), weights)
 
 
 def _wants_openvino(device: str) -> bool:
@@ -95,7 +95,7 @@ def _torch(weights: Weights, device: str, threads: int, precision: str) -> Engin
     return TorchEngine(weights, device, threads, precision)
 
 
-def _checked(engine: Engine, weights: Weights) -> Engine:
+def verify_references(engine: Engine, weights: Weights) -> Engine:
     """Raises WeightsError where the engine misses the file's reference probabilities."""
     got = engine(weights.reference_images)
     worst = float(np.abs(got - weights.reference_probabilities).max())

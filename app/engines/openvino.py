@@ -20,7 +20,7 @@ from app.model.weights import LEAST, Weights
 
 Array = NDArray[np.float32]
 
-LANES = 2  # at most; measured on two cores
+MAX_STREAMS = 2  # at most; measured on two cores
 HINTS = {"int8": "bf16", "bfloat16": "bf16", "float32": "f32"}  # what int8 leaves over runs in bfloat16
 
 
@@ -44,7 +44,7 @@ class OpenVINOEngine:
             raise SettingsError(f"THIRTYTWO_PRECISION: openvino serves in {', '.join(HINTS)}, not in {precision}.")
         self.precision = precision
         ranges = weights.card.activation_ranges if precision == "int8" else {}
-        self.lanes = min(threads, LANES)
+        self.streams = min(threads, MAX_STREAMS)
         core, model = openvino.Core(), graph(weights, ranges)
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": HINTS[precision]}
 
@@ -55,15 +55,15 @@ class OpenVINOEngine:
         (self._whole,) = requests(1)
         self._shares = SimpleQueue[openvino.InferRequest]()
         with ThreadPoolExecutor(1, initializer=lower_priority) as pool:  # the streams' threads inherit its priority
-            for request in pool.submit(requests, self.lanes).result() if self.lanes > 1 else [self._whole]:
+            for request in pool.submit(requests, self.streams).result() if self.streams > 1 else [self._whole]:
                 self._shares.put(request)
 
-    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
-        request = self._whole if alone else self._shares.get()
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
+        request = self._whole if exclusive else self._shares.get()
         try:
             probabilities: NDArray[np.float32] = request.infer({0: images}, share_inputs=True)[0]
         finally:
-            if not alone:
+            if not exclusive:
                 self._shares.put(request)
         return probabilities
 

@@ -16,7 +16,7 @@ class TorchEngine:
     """bfloat16 where the device computes in it, channels last."""
 
     name = "torch"
-    lanes = 1
+    streams = 1
 
     def __init__(self, weights: Weights, device: str, threads: int, precision: str = "auto") -> None:
         if precision == "int8":
@@ -32,7 +32,7 @@ class TorchEngine:
         self._calibration = weights.card.temperature, weights.card.smoothing
 
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
         batch = torch.from_numpy(images)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)

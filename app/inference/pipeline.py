@@ -1,41 +1,110 @@
-"""The looks that the network takes at a request's pictures: one each, two where `model.doubt` asks for it."""
+"""The path of a request's images: reserve places, decode, queue, run, all before one deadline."""
 
-from collections.abc import Collection, Sequence
-from time import monotonic
+import asyncio
+from collections.abc import Sequence
+from time import monotonic, perf_counter
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from app.errors import DeadlineExceeded, NotReady
-from app.inference.batcher import Answer, Batcher
-from app.model import tta
-from app.model.preprocessing import Pixels
-
-Probabilities = NDArray[np.float32]
+from app.errors import DeadlineExceeded, RequestError
+from app.inference.batcher import Batcher
+from app.inference.classifier import Probabilities
+from app.inference.decoding import Decoded, DecodePool, File
+from app.inference.queue import Reservation
+from app.model.preprocessing import DecodedImage
 
 
-async def take(
-    batcher: Batcher[Pixels, Probabilities],
-    pixels: Sequence[Pixels],
-    lossy: Collection[int],
-    sure: float,
-    timeout_s: float,
-) -> Answer[Probabilities]:
-    """Probabilities of each picture; those at the places `lossy` may get a second look. Raises what `submit` raises.
+class Deadline(NamedTuple):
+    """`at` by time.monotonic, `timeout_s` seconds after the request was accepted."""
 
-    Where second looks come too late, what is known after the first ones is the answer.
-    """
-    deadline = monotonic() + timeout_s
-    first = await batcher.submit(pixels, timeout_s)
-    doubtful = [place for place in lossy if tta.in_doubt(first.results[place], sure)]
-    if not doubtful:
-        return first
-    try:
-        mirrored = [tta.mirrored(pixels[place]) for place in doubtful]
-        second = await batcher.submit(mirrored, max(0.0, deadline - monotonic()), again=True)
-    except (NotReady, DeadlineExceeded):
-        return first
-    results = list(first.results)
-    for place, probabilities in zip(doubtful, second.results, strict=True):
-        results[place] = tta.merged(results[place], probabilities)
-    return Answer(results, first.queue_s + second.queue_s, first.run_s + second.run_s)
+    timeout_s: float
+    at: float
+
+    @classmethod
+    def after(cls, timeout_s: float) -> "Deadline":
+        return cls(timeout_s, monotonic() + timeout_s)
+
+
+class Prediction(NamedTuple):
+    """Probabilities float32 [classes] of an image; its (width, height) if that is not the model's input size."""
+
+    probabilities: Probabilities
+    resized_from: tuple[int, int] | None
+
+
+class Classification(NamedTuple):
+    """A prediction or an error per file, in order; `start` by time.perf_counter, then the seconds of each step."""
+
+    outcomes: list[Prediction | RequestError]
+    start: float
+    decode_s: float
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+
+
+class RejectedFile(Exception):
+    """The file at `index` cannot be decoded, and the request accepts no errors per file."""
+
+    def __init__(self, index: int, error: RequestError) -> None:
+        super().__init__(str(error))
+        self.index = index
+        self.error = error
+
+
+class Pipeline:
+    """What `POST /predict`, the Open Inference Protocol and `python -m app classify` share."""
+
+    def __init__(self, decoder: DecodePool, batcher: Batcher[DecodedImage, Probabilities]) -> None:
+        self.batcher = batcher
+        self._decoder = decoder
+        self._queue = batcher.queue
+
+    def start(self) -> None:
+        self._decoder.start()
+        self.batcher.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Answers what is queued, for at most timeout_s seconds, and stops all threads."""
+        self._decoder.close()
+        self.batcher.close(timeout_s)
+
+    def check_capacity(self, count: int, caller: str = "") -> None:
+        """Raises QueueFull or NotReady if `count` images would be refused now."""
+        self._queue.check(count, caller)
+
+    async def classify(
+        self, files: Sequence[File], deadline: Deadline, caller: str = "", *, errors_per_file: bool = True
+    ) -> Classification:
+        """Files to predictions; decoded images and known errors pass through. A cancelled call leaves no work behind.
+
+        Raises QueueFull, NotReady, TooLarge (pixels of the request), DeadlineExceeded; RejectedFile for the first bad
+        file unless `errors_per_file`; what the engine raised for one of the images.
+        """
+        start = perf_counter()
+        with self._queue.reserve(len(files), caller) as reservation:
+            try:
+                async with asyncio.timeout(deadline.at - monotonic()):
+                    decoded = await self._decoder.decode(files, deadline.at)
+                    if not errors_per_file:
+                        _require_all(decoded)
+                    return await self._run(decoded, reservation, start)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"No answer within {deadline.timeout_s:g} s.") from error
+
+    async def _run(self, decoded: Sequence[Decoded], reservation: Reservation, start: float) -> Classification:
+        decode_s = perf_counter() - start
+        images = [image for image in decoded if isinstance(image, DecodedImage)]
+        if not images:
+            return Classification([image for image in decoded if isinstance(image, RequestError)], start, decode_s)
+        result = await self.batcher.submit(images, reservation)
+        rows = iter(result.results)
+        outcomes: list[Prediction | RequestError] = [
+            image if isinstance(image, RequestError) else Prediction(next(rows), image.resized_from)
+            for image in decoded
+        ]
+        return Classification(outcomes, start, decode_s, result.queue_s, result.inference_s)
+
+
+def _require_all(decoded: Sequence[Decoded]) -> None:
+    for index, image in enumerate(decoded):
+        if isinstance(image, RequestError):
+            raise RejectedFile(index, image)

@@ -70,6 +70,15 @@ class EncodedImage:
             raise WrongSize(f"The image is {self.width} x {self.height}; only {limits.size} x {limits.size} is taken.")
 
     @property
+    def decoded_pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def cost_s(self) -> float:
+        """Estimated seconds of CPU to decode the image."""
+        return self.decoded_pixels * 2.5e-8
+
+    @property
     def is_cheap(self) -> bool:
         """Whether it decodes in less time than a thread takes to wake."""
         return self.width * self.height <= 4 * self._limits.size**2

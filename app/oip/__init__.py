@@ -1,3 +1,3 @@
-"""The Open Inference Protocol v2 over REST: `routes` names the calls, `inference` is the way of one request,
-`protocol` turns bytes into tensors and back, `models` describes the two models, `statistics` counts.
+"""The Open Inference Protocol v2 over REST: `routes` has the endpoints, `handler` the path of an inference request,
+`codec` converts bytes to tensors and back, `models` describes the two models.
 """

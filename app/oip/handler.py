@@ -1,94 +1,91 @@
-"""The way of one inference request: key, body, tensor, pixels, queue, answer. It shares all it can with /predict."""
+"""One inference request of the protocol: read the body, parse the tensors, run the pipeline, encode the output."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from time import perf_counter_ns
 
 import numpy as np
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from app.api import predict, uploads
-from app.errors import MalformedUpload, NotReady, RequestError, TooLarge
-from app.inference.pipeline import Probabilities
+from app.api import uploads
+from app.api.inference import caller, classify
+from app.errors import DeadlineExceeded, MalformedUpload, TooLarge
+from app.inference.decoding import File
+from app.inference.pipeline import Classification, Deadline, Prediction, RejectedFile
 from app.model.preprocessing import DecodedImage, Pixels
 from app.oip import codec
-from app.oip.codec import Inference
+from app.oip.codec import ParsedRequest
 from app.oip.models import VERSION, Model
 from app.state import State
-from app.telemetry.metrics import Times
 
 JSON_LENGTH = "Inference-Header-Content-Length"
+INLINE_BYTES = 65_536  # up to this size a body is parsed on the event loop
 
 
-async def answer(scope: Scope, receive: Receive, service: State, model: Model) -> Response:
+async def infer(scope: Scope, receive: Receive, service: State, model: Model) -> Response:
     """The 200 of the protocol; raises a RequestError for everything else."""
     headers = dict(scope["headers"])
     service.keys.check(headers)
     statistics = service.statistics.requests[model.name]
-    with statistics.counting(), service.lifecycle.accepting() as accepted:
-        length = headers.get(b"content-length", b"0").decode("latin-1")
-        body = await uploads.read_body(receive, length, service.settings.max_body_bytes)
-        if not accepted:
-            raise NotReady("The service is shutting down.", retry_after_s=1)
-        service.batcher.check_room(1)
-        parsed = perf_counter_ns()
-        asked = await _parse(body, headers, service, model)
-        pictures = await _pictures(asked.images, service)
-        input_ns = perf_counter_ns() - parsed
-        answered = await predict.classify(receive, pictures, service, _timeout_s(asked, service))
-        begun = perf_counter_ns()
-        response = _respond(asked, np.stack(answered.results), service, model)
-        statistics.compute_input.add(input_ns)
-        statistics.queue.add(int(answered.queue_s * 1e9))
-        statistics.compute_infer.add(int(answered.run_s * 1e9))
-        statistics.compute_output.add(perf_counter_ns() - begun)
-    times = Times(parsed / 1e9, input_ns / 1e9, answered.queue_s, answered.run_s)
-    scope["state"]["times"] = times
-    service.metrics.observe_times(times)
+    with statistics.counting(), service.lifecycle.admit():
+        service.pipeline.check_capacity(1, caller(scope))
+        body = await uploads.read_body(receive, headers, service.settings.max_body_bytes)
+        start, deadline = perf_counter_ns(), Deadline.after(service.settings.request_timeout_s)
+        request = await _parse(body, headers, service, model, deadline)
+        if request.timeout_us:
+            deadline = min(deadline, Deadline.after(request.timeout_us / 1e6), key=lambda each: each.at)
+        files = _files(request.images, service.settings.max_file_bytes)
+        parse_ns = perf_counter_ns() - start
+        try:
+            classification = await classify(scope, receive, service, files, deadline, errors_per_file=False)
+        except RejectedFile as rejected:
+            kind = TooLarge if isinstance(rejected.error, TooLarge) else MalformedUpload
+            raise kind(f"Image {rejected.index} of the input: {rejected.error}") from rejected
+        start = perf_counter_ns()
+        response = _respond(request, classification, service, model)
+        statistics.compute_input.add(parse_ns + int(classification.decode_s * 1e9))
+        statistics.queue.add(int(classification.queue_s * 1e9))
+        statistics.compute_infer.add(int(classification.inference_s * 1e9))
+        statistics.compute_output.add(perf_counter_ns() - start)
     return response
 
 
-async def _parse(body: bytes, headers: Mapping[bytes, bytes], service: State, model: Model) -> Inference:
-    """On the event loop where it is a matter of microseconds, else in a thread."""
-    coding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+async def _parse(
+    body: bytes, headers: Mapping[bytes, bytes], service: State, model: Model, deadline: Deadline
+) -> ParsedRequest:
+    """On the event loop if the body is small, else in a thread."""
+    coding = uploads.content_coding(headers)
     json_length = headers.get(JSON_LENGTH.lower().encode())
     settings = service.settings
 
-    def parse() -> Inference:
-        content = uploads.inflate(body, coding, settings.max_body_bytes)
-        return codec.parse(content, json_length, model.takes, model.gives, settings.max_files)
+    def parse() -> ParsedRequest:
+        content = uploads.decompress(body, coding, settings.max_body_bytes)
+        return codec.parse(content, json_length, model.input, model.output, settings.max_files)
 
-    if len(body) <= predict.INLINE_BYTES and not coding:
+    if len(body) <= INLINE_BYTES and not coding:
         return parse()
-    return await asyncio.get_running_loop().run_in_executor(service.decoders, parse)
+    try:
+        async with asyncio.timeout(deadline.timeout_s):
+            return await asyncio.get_running_loop().run_in_executor(service.executor, parse)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"No answer within {deadline.timeout_s:g} s.") from error
 
 
-async def _pictures(images: Pixels | list[bytes], service: State) -> Sequence[DecodedImage]:
-    """Every image's picture; a file that has none fails the request, since a tensor has no place for an error."""
-    if not isinstance(images, list):
-        return [DecodedImage(pixels, None, lossy=False) for pixels in images]
-    limit = service.settings.max_file_bytes
-    files = [uploads.upload(None, data, 0, len(data), limit) for data in images]
-    outcomes = await predict.decode(files, service)
-    for index, outcome in enumerate(outcomes):
-        if isinstance(outcome, RequestError):
-            kind = TooLarge if isinstance(outcome, TooLarge) else MalformedUpload
-            raise kind(f"Image {index} of the input: {outcome}") from outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, DecodedImage)]
+def _files(images: Pixels | list[bytes], max_file_bytes: int) -> list[File]:
+    if isinstance(images, list):
+        return [uploads.checked(data, len(data), max_file_bytes) for data in images]
+    return [DecodedImage(pixels, None, lossy=False) for pixels in images]
 
 
-def _timeout_s(asked: Inference, service: State) -> float:
-    limit_s = service.settings.request_timeout_s
-    return min(limit_s, asked.timeout_us / 1e6) if asked.timeout_us else limit_s
-
-
-def _respond(asked: Inference, probabilities: Probabilities, service: State, model: Model) -> Response:
-    classes = service.classifier.classes
+def _respond(request: ParsedRequest, classification: Classification, service: State, model: Model) -> Response:
     head = {"model_name": model.name, "model_version": VERSION}
-    if asked.id is not None:
-        head["id"] = asked.id
-    body, json_length = codec.encode(head, model.gives, probabilities, asked.form, classes)
+    if request.id is not None:
+        head["id"] = request.id
+    probabilities = np.stack([each.probabilities for each in classification.outcomes if isinstance(each, Prediction)])
+    body, json_length = codec.encode(
+        head, model.output, probabilities, request.output_format, service.classifier.classes
+    )
     if json_length is None:
         return Response(body, media_type="application/json")
     return Response(body, media_type="application/octet-stream", headers={JSON_LENGTH: str(json_length)})

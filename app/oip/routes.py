@@ -1,4 +1,4 @@
-"""The protocol's calls. Each translates, as those of `app.api.routes`."""
+"""The protocol's endpoints. Each translates a request and calls one function."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,6 @@ from fastapi.responses import Response
 from app import __version__
 from app.api import openapi
 from app.api.problems import INFERENCE
-from app.errors import RequestError
 from app.lifecycle import Phase
 from app.oip import handler
 from app.oip.models import VERSION, Model, config, metadata, models
@@ -92,14 +91,10 @@ async def model_statistics(model: Named, service: Service) -> dict[str, Any]:
 @router.post(MODEL + "/infer", summary="Infer", openapi_extra=openapi.INFER)
 async def infer(model: Named, request: Request, service: Service) -> Response:
     """A JSON request, one with binary tensors behind the JSON, or one raw image."""
-    try:
-        return await handler.answer(request.scope, request.receive, service, model)
-    except RequestError as error:
-        service.metrics.refusals.labels(error.type).inc()
-        raise
+    return await handler.infer(request.scope, request.receive, service, model)
 
 
-@router.post("/repository/index", summary="The models that can be asked")
+@router.post("/repository/index", summary="The models of the repository")
 async def index(service: Service) -> list[dict[str, str]]:
     phase = service.lifecycle.phase
     state = "READY" if phase is Phase.READY else "UNAVAILABLE"

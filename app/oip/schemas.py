@@ -4,46 +4,46 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-Size = Annotated[int, Field(ge=0)]
-Few = Field(max_length=64)  # what is more is refused before it costs time and memory
+NonNegative = Annotated[int, Field(ge=0)]
+MaxItems64 = Field(max_length=64)  # bounds time and memory
 LARGEST = 2**63 - 1  # the protocol's numbers are of 64 bits
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class InputParameters(Part):
-    binary_data_size: Size | None = None
+class InputParameters(StrictModel):
+    binary_data_size: NonNegative | None = None
     shared_memory_region: Any = None
 
 
-class Input(Part):
+class Input(StrictModel):
     name: str
     datatype: str
-    shape: Annotated[list[Size], FailFast(), Few]
+    shape: Annotated[list[NonNegative], FailFast(), MaxItems64]
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = None
 
 
-class OutputParameters(Part):
+class OutputParameters(StrictModel):
     binary_data: bool | None = None
-    classification: Size = 0
+    classification: NonNegative = 0
     shared_memory_region: Any = None
 
 
-class Output(Part):
+class Output(StrictModel):
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
-class RequestParameters(Part):
+class RequestParameters(StrictModel):
     binary_data_output: bool = False
     timeout: int = Field(0, ge=0, le=LARGEST, description="microseconds; 0 is the service's own limit")
 
 
-class InferenceRequest(Part):
+class InferenceRequest(StrictModel):
     id: str | None = None
     parameters: RequestParameters = RequestParameters()
-    inputs: Annotated[list[Input], FailFast(), Few]
-    outputs: Annotated[list[Output], FailFast(), Few] = []
+    inputs: Annotated[list[Input], FailFast(), MaxItems64]
+    outputs: Annotated[list[Output], FailFast(), MaxItems64] = []

@@ -26,13 +26,13 @@ SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Times(NamedTuple):
-    """What a request for predictions took, in seconds; its decoding began at `begun` of time.perf_counter."""
+class Timings(NamedTuple):
+    """Seconds of the steps of a prediction request; `start` of the first step by time.perf_counter."""
 
-    begun: float
+    start: float
     decode_s: float
     queue_s: float
-    model_s: float
+    inference_s: float
 
 
 class Metrics:
@@ -70,7 +70,7 @@ class Metrics:
             ["label"],
             registry=self.registry,
         )
-        self.refusals = Counter(
+        self.rejections = Counter(
             "thirtytwo_refused_files", "Files and requests refused, by reason.", ["reason"], registry=self.registry
         )
         self.model_info = Gauge(
@@ -101,9 +101,9 @@ class Metrics:
         requests.inc()
         latency.observe(seconds)
 
-    def observe_times(self, times: Times) -> None:
-        self.decode.observe(times.decode_s)
-        self.queue_wait.observe(times.queue_s)
+    def observe_timings(self, timings: Timings) -> None:
+        self.decode.observe(timings.decode_s)
+        self.queue_wait.observe(timings.queue_s)
 
     def observe_batch(self, size: int, seconds: float) -> None:
         self.batch_size.observe(size)

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
-from app.telemetry.metrics import Times
+from app.telemetry.metrics import Timings
 
 NAME = "thirtytwo"
 METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"}  # any other is the caller's own text
@@ -63,13 +63,13 @@ class Tracing:
         if status >= 500:
             span.set_attribute("error.type", str(status))
             span.set_status(trace.StatusCode.ERROR)
-        if times := scope["state"].get("times"):
-            self._describe_steps(times)
+        if timings := scope["state"].get("timings"):
+            self._describe_steps(timings)
 
-    def _describe_steps(self, times: Times) -> None:
+    def _describe_steps(self, timings: Timings) -> None:
         """The steps follow each other without a gap."""
-        begin = time.time_ns() - int((time.perf_counter() - times.begun) * 1e9)
-        for name, seconds in (("decode", times.decode_s), ("queue", times.queue_s), ("model", times.model_s)):
+        begin = time.time_ns() - int((time.perf_counter() - timings.start) * 1e9)
+        for name, seconds in (("decode", timings.decode_s), ("queue", timings.queue_s), ("model", timings.inference_s)):
             end = begin + int(seconds * 1e9)
             self._tracer.start_span(name, start_time=begin).end(end)
             begin = end

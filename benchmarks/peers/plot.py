@@ -1,6 +1,6 @@
 """Draws the results.json files of the peers' harness as bars.
 
-    python -m benchmarks.peers.plot RESULTS... --out FILE.png
+python -m benchmarks.peers.plot RESULTS... --out FILE.png
 """
 
 import argparse

@@ -5,11 +5,11 @@ import httpx
 from app.api import openapi
 from app.api.problems import MEDIA_TYPE
 from app.api.schemas import Predictions, Problem
-from app.errors import RequestError
+from app.errors import ClientDisconnected, RequestError
 
 
 def test_every_kind_of_error_has_an_example_that_fits() -> None:
-    assert list(openapi.DETAILS) == RequestError.__subclasses__()
+    assert {*openapi.DETAILS, ClientDisconnected} == set(RequestError.__subclasses__())
     for status, answer in openapi.ERRORS.items():
         for slug, example in answer["content"][MEDIA_TYPE]["examples"].items():
             problem = Problem.model_validate(example["value"])

@@ -57,7 +57,7 @@ def test_a_raw_body_has_no_name(client: httpx.Client, cat: bytes) -> None:
         assert response.json()["predictions"] == [{**as_form, "filename": None}]
 
 
-def test_a_jpeg_in_doubt_is_looked_at_again_mirrored(start: Start, cat: bytes) -> None:
+def test_uncertain_jpeg_is_averaged_with_its_flip(start: Start, cat: bytes) -> None:
     """What two lossless files of the same pixels get, one of them mirrored, are its two looks."""
     lossy = saved(Image.open(io.BytesIO(cat)), "JPEG")
     pixels = Image.open(io.BytesIO(lossy)).convert("RGB")
@@ -71,10 +71,10 @@ def test_a_jpeg_in_doubt_is_looked_at_again_mirrored(start: Start, cat: bytes) -
         rows = client.post("/predict", params={"top_k": 10}, files=files).json()["predictions"]
         return [{each["label"]: each["probability"] for each in row["top"]} for row in rows]
 
-    both, plain, mirrored = answers(start(second_look=1))
+    both, plain, mirrored = answers(start(tta_threshold=1))
     product = {label: (plain[label] * mirrored[label]) ** 0.5 for label in CLASSES}
     assert both == pytest.approx({label: each / sum(product.values()) for label, each in product.items()}, abs=2e-3)
-    once, plain, _ = answers(start(second_look=0))
+    once, plain, _ = answers(start(tta_threshold=0))
     assert once == pytest.approx(plain, abs=1e-4)
     assert both != pytest.approx(once, abs=2e-3)
 

@@ -58,22 +58,24 @@ def test_smoothing_is_undone_and_the_order_stays(tiny: Weights, name: str) -> No
 
 
 def test_the_fast_engine_does_not_mind_the_company(tiny: Weights) -> None:
-    """An answer is the same, bit for bit, alone and in any batch."""
+    """An answer is the same, bit for bit, exclusive and in any batch."""
     run = engines.load(tiny, name="openvino")
     images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
     together = run(images)
-    for size, alone in ((1, True), (3, True), (8, False), (16, False)):
-        assert np.array_equal(np.concatenate([run(images[i : i + size], alone) for i in range(0, 24, size)]), together)
+    for size, exclusive in ((1, True), (3, True), (8, False), (16, False)):
+        assert np.array_equal(
+            np.concatenate([run(images[i : i + size], exclusive) for i in range(0, 24, size)]), together
+        )
 
 
-@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (5, 2)])
-def test_the_fast_engine_serves_two_threads_at_once(tiny: Weights, threads: int, lanes: int) -> None:
+@pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 2), (5, 2)])
+def test_the_fast_engine_serves_two_threads_at_once(tiny: Weights, threads: int, streams: int) -> None:
     run = engines.load(tiny, threads=threads, name="openvino")
-    assert run.lanes == lanes
+    assert run.streams == streams
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
     expected = run(images)
-    with ThreadPoolExecutor(lanes) as pool:
-        for got in pool.map(lambda i: run(images[i:], alone=lanes == 1), range(60)):
+    with ThreadPoolExecutor(streams) as pool:
+        for got in pool.map(lambda i: run(images[i:], exclusive=streams == 1), range(60)):
             assert np.array_equal(got, expected[-len(got) :])
 
 

@@ -138,7 +138,7 @@ def refused(status: int, sentence: str) -> Any:
 def test_errors_are_readable(ask: Ask) -> None:
     with refused(404, "There is no model 'other' of version 1; there are tiny and tiny_image of 1."):
         ask("infer", "other", [pixels()])
-    with refused(400, "The model takes one input, 'image'; the request has x."):
+    with refused(400, "The model has one input, 'image'; the request has x."):
         ask("infer", "tiny", [pixels(name="x")])
     with refused(400, "Input 'image' is of BYTES, not UINT8."):
         ask("infer", "tiny_image", [pixels()])

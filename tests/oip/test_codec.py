@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-from app.api.uploads import inflate
+from app.api.uploads import decompress
 from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
-from app.oip.codec import MAX_JSON, Form, Inference, Tensor, encode, parse
+from app.oip.codec import MAX_JSON, OutputFormat, ParsedRequest, TensorSpec, encode, parse
 
-PIXELS = Tensor("image", "UINT8", (-1, 2, 2, 3))
-FILES = Tensor("image", "BYTES", (-1,))
-GIVES = Tensor("probabilities", "FP32", (-1, 4))
+PIXELS = TensorSpec("image", "UINT8", (-1, 2, 2, 3))
+FILES = TensorSpec("image", "BYTES", (-1,))
+OUTPUT_SPEC = TensorSpec("probabilities", "FP32", (-1, 4))
 CLASSES = ["cat", "dog", "a:b", "wal"]
 MOST = 5
 IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3]}
@@ -30,14 +30,14 @@ images = arrays(np.uint8, st.tuples(st.integers(1, MOST), st.just(2), st.just(2)
 probabilities = arrays(np.float32, st.tuples(st.integers(1, MOST), st.just(4)), elements=st.floats(0, 1, width=32))
 
 
-def read(body: bytes, json_length: int | bytes | None = None, takes: Tensor = PIXELS) -> Inference:
+def read(body: bytes, json_length: int | bytes | None = None, spec: TensorSpec = PIXELS) -> ParsedRequest:
     length = str(json_length).encode() if isinstance(json_length, int) else json_length
-    return parse(body, length, takes, GIVES, MOST)
+    return parse(body, length, spec, OUTPUT_SPEC, MOST)
 
 
-def said(request: dict[str, Any], rest: bytes | None = None, takes: Tensor = PIXELS) -> Inference:
+def said(request: dict[str, Any], rest: bytes | None = None, spec: TensorSpec = PIXELS) -> ParsedRequest:
     text = json.dumps(request).encode()
-    return read(text, None, takes) if rest is None else read(text + rest, len(text), takes)
+    return read(text, None, spec) if rest is None else read(text + rest, len(text), spec)
 
 
 def tensor(values: Any, datatype: str, binary: bool) -> InferInput:
@@ -58,7 +58,7 @@ def test_pixels_arrive_as_the_client_sent_them(image: Any, binary: bool, name: s
     assert (length is None) is not binary
     request = read(body, length)
     assert np.array_equal(request.images, image)
-    assert (request.id, request.form, request.timeout_us) == (name, Form(binary=True), timeout)
+    assert (request.id, request.output_format, request.timeout_us) == (name, OutputFormat(binary=True), timeout)
 
 
 @given(image=images)
@@ -66,7 +66,7 @@ def test_pixels_arrive_from_nested_and_from_flat_json(image: Any) -> None:
     for data in (image.tolist(), image.ravel().tolist()):
         request = said({"inputs": [{**IMAGE, "shape": image.shape, "data": data}]})
         assert np.array_equal(request.images, image)
-        assert request.form == Form(binary=False)
+        assert request.output_format == OutputFormat(binary=False)
 
 
 @given(files=st.lists(st.binary(max_size=20), min_size=1, max_size=MOST))
@@ -85,7 +85,7 @@ def test_strings_arrive_as_utf_8(texts: list[str]) -> None:
 def test_a_raw_body_is_one_image(image: Any, file: bytes) -> None:
     request = read(image.tobytes(), 0)
     assert np.array_equal(request.images, image)
-    assert request.form == Form(binary=True)
+    assert request.output_format == OutputFormat(binary=True)
     assert read(file, 0, FILES).images == [file]
 
 
@@ -102,12 +102,12 @@ def test_how_the_answer_is_wanted(default: bool | None, own: bool | None, top: i
             "outputs": [{"name": "probabilities", "parameters": wanted}],
         }
     )
-    assert request.form == Form(bool(default) if own is None else own, top or 0)
+    assert request.output_format == OutputFormat(bool(default) if own is None else own, top or 0)
 
 
 @given(rows=probabilities, binary=st.booleans())
 def test_probabilities_leave_bit_for_bit(rows: Any, binary: bool) -> None:
-    body, length = encode({"model_name": "m", "id": "7"}, GIVES, rows, Form(binary), CLASSES)
+    body, length = encode({"model_name": "m", "id": "7"}, OUTPUT_SPEC, rows, OutputFormat(binary), CLASSES)
     result = InferenceServerClient.parse_response_body(body, header_length=length)
     back = result.as_numpy("probabilities")
     assert back.dtype == np.float32
@@ -118,7 +118,7 @@ def test_probabilities_leave_bit_for_bit(rows: Any, binary: bool) -> None:
 
 @given(rows=probabilities, binary=st.booleans(), top=st.integers(1, 6))
 def test_classes_leave_as_text(rows: Any, binary: bool, top: int) -> None:
-    body, length = encode({}, GIVES, rows, Form(binary, top), CLASSES)
+    body, length = encode({}, OUTPUT_SPEC, rows, OutputFormat(binary, top), CLASSES)
     result = InferenceServerClient.parse_response_body(body, header_length=length)
     texts = result.as_numpy("probabilities")
     assert texts.shape == (len(rows), min(top, 4))
@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "whole numbers",
     ),
     "data ragged": (lambda: said({"inputs": [{**IMAGE, "data": [[[[0] * 3] * 2, [0]]]}]}), "does not fit its shape"),
-    "strings of numbers": (lambda: said({"inputs": [{**FILE, "data": [1, 2]}]}, takes=FILES), "must be strings"),
+    "strings of numbers": (lambda: said({"inputs": [{**FILE, "data": [1, 2]}]}, spec=FILES), "must be strings"),
     "half a character": (
         lambda: read(b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["\\ud800"]}]}', None, FILES),
         "Invalid JSON",
@@ -230,7 +230,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "more than 5 images",
     ),
     "raw of another size": (lambda: read(bytes(11), 0), "11 bytes; one image has 12"),
-    "unknown output": (lambda: said({"inputs": [ZEROS], "outputs": [{"name": "x"}]}), "the request wants x"),
+    "unknown output": (lambda: said({"inputs": [ZEROS], "outputs": [{"name": "x"}]}), "the request names x"),
     "output twice": (lambda: said({"inputs": [ZEROS], "outputs": [OUTPUT, OUTPUT]}), "probabilities, probabilities"),
     "binary_data is no flag": (
         lambda: said({"inputs": [ZEROS], "outputs": [{**OUTPUT, "parameters": {"binary_data": 1}}]}),
@@ -290,24 +290,24 @@ near = st.fixed_dictionaries(
 lengths = st.none() | st.integers(-1, 400) | st.binary(max_size=6)
 
 
-def survives(body: bytes, json_length: int | bytes | None, takes: Tensor) -> None:
+def survives(body: bytes, json_length: int | bytes | None, spec: TensorSpec) -> None:
     try:
-        request = read(body, json_length, takes)
+        request = read(body, json_length, spec)
     except RequestError:
         return
     assert 1 <= len(request.images) <= MOST
 
 
-@given(body=st.binary(max_size=200), json_length=lengths, takes=st.sampled_from([PIXELS, FILES]))
-def test_noise_raises_nothing_but_request_errors(body: bytes, json_length: Any, takes: Tensor) -> None:
-    survives(body, json_length, takes)
+@given(body=st.binary(max_size=200), json_length=lengths, spec=st.sampled_from([PIXELS, FILES]))
+def test_noise_raises_nothing_but_request_errors(body: bytes, json_length: Any, spec: TensorSpec) -> None:
+    survives(body, json_length, spec)
 
 
-@given(request=near | values, rest=st.binary(max_size=14), takes=st.sampled_from([PIXELS, FILES]))
-def test_wrong_json_raises_nothing_but_request_errors(request: Any, rest: bytes, takes: Tensor) -> None:
+@given(request=near | values, rest=st.binary(max_size=14), spec=st.sampled_from([PIXELS, FILES]))
+def test_wrong_json_raises_nothing_but_request_errors(request: Any, rest: bytes, spec: TensorSpec) -> None:
     text = json.dumps(request).encode()
-    survives(text + rest, len(text), takes)
-    survives(text, None, takes)
+    survives(text + rest, len(text), spec)
+    survives(text, None, spec)
 
 
 @given(image=images, cut=st.integers(0, 400), noise=st.binary(max_size=3), shift=st.integers(-3, 3))
@@ -321,24 +321,24 @@ def test_damaged_requests_raise_nothing_but_request_errors(image: Any, cut: int,
 
 
 @given(body=st.binary(max_size=500))
-def test_bodies_are_inflated(body: bytes) -> None:
-    assert inflate(gzip.compress(body), "gzip", len(body)) == body
-    assert inflate(zlib.compress(body), "deflate", len(body)) == body
-    assert inflate(body, "", 0) == inflate(body, "identity", 0) == body
+def test_bodies_are_decompressed(body: bytes) -> None:
+    assert decompress(gzip.compress(body), "gzip", len(body)) == body
+    assert decompress(zlib.compress(body), "deflate", len(body)) == body
+    assert decompress(body, "", 0) == decompress(body, "identity", 0) == body
 
 
 @given(body=st.binary(max_size=100), coding=st.sampled_from(["gzip", "deflate", "br", "gzip, gzip"]))
-def test_inflating_noise_raises_nothing_but_request_errors(body: bytes, coding: str) -> None:
+def test_decompressing_noise_raises_nothing_but_request_errors(body: bytes, coding: str) -> None:
     with pytest.raises(RequestError):
-        inflate(body, coding, 10)
+        decompress(body, coding, 10)
 
 
-def test_inflating_stops_at_the_limit() -> None:
+def test_decompression_stops_at_the_limit() -> None:
     with pytest.raises(TooLarge):
-        inflate(gzip.compress(bytes(1001)), "gzip", 1000)
+        decompress(gzip.compress(bytes(1001)), "gzip", 1000)
     with pytest.raises(MalformedUpload):
-        inflate(gzip.compress(bytes(1000))[:-1], "gzip", 1000)
+        decompress(gzip.compress(bytes(1000))[:-1], "gzip", 1000)
     with pytest.raises(MalformedUpload):
-        inflate(gzip.compress(bytes(1000)) + b"x", "gzip", 1000)
+        decompress(gzip.compress(bytes(1000)) + b"x", "gzip", 1000)
     with pytest.raises(UnsupportedImage):
-        inflate(b"", "br", 1000)
+        decompress(b"", "br", 1000)

@@ -60,12 +60,12 @@ Fault = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
 
 class FaultyEngine:
     def __init__(self, real: Engine, fault: Fault) -> None:
-        self.name, self.device, self.precision, self.lanes = real.name, real.device, real.precision, real.lanes
+        self.name, self.device, self.precision, self.streams = real.name, real.device, real.precision, real.streams
         self._real = real
         self._fault = fault
 
-    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
-        return self._fault(self._real(images, alone), (images == 255).all((1, 2, 3)))
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
+        return self._fault(self._real(images, exclusive), (images == 255).all((1, 2, 3)))
 
     def memory(self) -> tuple[int, int] | None:
         return self._real.memory()

@@ -127,11 +127,11 @@ class EngineWithMemory:
     """Says that it runs on a GPU."""
 
     def __init__(self, real: Engine) -> None:
-        self.name, self.device, self.precision, self.lanes = real.name, "cuda:0", real.precision, real.lanes
+        self.name, self.device, self.precision, self.streams = real.name, "cuda:0", real.precision, real.streams
         self._real = real
 
-    def __call__(self, images: NDArray[np.uint8], alone: bool = True) -> NDArray[np.float32]:
-        return self._real(images, alone)
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
+        return self._real(images, exclusive)
 
     def memory(self) -> tuple[int, int]:
         return 3_000_000_000, 24_000_000_000

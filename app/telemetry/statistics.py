@@ -1,4 +1,4 @@
-"""How often and how long, since the start, as the protocol's statistics extension tells it."""
+"""Counts and durations since the start, in the form of Triton's statistics extension."""
 
 import time
 from collections import defaultdict
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Duration:
-    """How often something was done, and the time of all."""
+    """A count of events, and their total time."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -23,7 +23,7 @@ class Duration:
 
 
 class Requests:
-    """The inferences asked of one model name; belongs to the event loop."""
+    """Inference requests for one model name; belongs to the event loop."""
 
     def __init__(self) -> None:
         self.last_ms = 0
@@ -32,13 +32,13 @@ class Requests:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        begun, outcome = time.perf_counter_ns(), self.fail
+        start, outcome = time.perf_counter_ns(), self.fail
         try:
             yield
             outcome = self.success
             self.last_ms = time.time_ns() // 1_000_000
         finally:
-            outcome.add(time.perf_counter_ns() - begun)
+            outcome.add(time.perf_counter_ns() - start)
 
     def as_json(self) -> dict[str, dict[str, int]]:
         names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
@@ -47,32 +47,32 @@ class Requests:
 
 
 class Statistics:
-    """Requests by model name, and the passes of the one network behind all names and /predict."""
+    """Requests by model name, and the batches of the one network behind all names and /predict."""
 
     def __init__(self) -> None:
         self.requests: defaultdict[str, Requests] = defaultdict(Requests)
-        self._passes: defaultdict[int, Duration] = defaultdict(Duration)
+        self._batches: defaultdict[int, Duration] = defaultdict(Duration)
 
-    def observe_pass(self, size: int, seconds: float) -> None:
-        """Called by the inference thread."""
-        self._passes[size].add(int(seconds * 1e9))
+    def observe_batch(self, size: int, seconds: float) -> None:
+        """Called by an inference thread."""
+        self._batches[size].add(int(seconds * 1e9))
 
     def of(self, name: str, version: str) -> dict[str, Any]:
-        requests, passes = self.requests[name], sorted(self._passes.items())
+        requests, batches = self.requests[name], sorted(self._batches.items())
         return {
             "name": name,
             "version": version,
             "last_inference": requests.last_ms,
-            "inference_count": sum(size * duration.count for size, duration in passes),
-            "execution_count": sum(duration.count for _, duration in passes),
+            "inference_count": sum(size * duration.count for size, duration in batches),
+            "execution_count": sum(duration.count for _, duration in batches),
             "inference_stats": requests.as_json(),
             "response_stats": {},
-            "batch_stats": [_of_size(size, duration) for size, duration in passes],
+            "batch_stats": [_of_size(size, duration) for size, duration in batches],
             "memory_usage": [],
         }
 
 
 def _of_size(size: int, duration: Duration) -> dict[str, Any]:
-    """Only the network runs by batches; images come and answers go by requests."""
+    """Only inference runs in batches; decoding and encoding belong to requests."""
     none = Duration().as_json()
     return {"batch_size": size, "compute_input": none, "compute_infer": duration.as_json(), "compute_output": none}

@@ -1,0 +1,62 @@
+"""Runs the pipeline for one HTTP request, while its caller stays connected."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import TypeVar
+
+from starlette.types import Receive, Scope
+
+from app.errors import ClientDisconnected
+from app.inference.decoding import File
+from app.inference.pipeline import Classification, Deadline, Prediction
+from app.state import State
+from app.telemetry.metrics import Timings
+
+Result = TypeVar("Result")
+
+
+async def classify(
+    scope: Scope,
+    receive: Receive,
+    service: State,
+    files: Sequence[File],
+    deadline: Deadline,
+    *,
+    errors_per_file: bool = True,
+) -> Classification:
+    """Raises what `Pipeline.classify` raises, and ClientDisconnected. Records timings and predictions."""
+    running = service.pipeline.classify(files, deadline, caller(scope), errors_per_file=errors_per_file)
+    classification = await run_until_disconnect(receive, running)
+    outcomes, start, *seconds = classification
+    timings = scope["state"]["timings"] = Timings(start, *seconds)
+    service.metrics.observe_timings(timings)
+    service.metrics.observe_predictions([each.probabilities for each in outcomes if isinstance(each, Prediction)])
+    return classification
+
+
+def caller(scope: Scope) -> str:
+    """Whose share of the queue the request uses: the client's address."""
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+async def run_until_disconnect(receive: Receive, work: Coroutine[object, object, Result]) -> Result:
+    """The result of `work`, which is cancelled when the caller leaves; then raises ClientDisconnected."""
+    task = asyncio.current_task()
+    assert task is not None
+    watcher = asyncio.create_task(_wait_for_disconnect(receive))
+    watcher.add_done_callback(lambda watcher: watcher.cancelled() or task.cancel())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if watcher.done():
+            task.uncancel()
+            raise ClientDisconnected("The caller left before the response.") from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

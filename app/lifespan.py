@@ -1,0 +1,115 @@
+"""Builds the service's state at start-up and takes it down at the end."""
+
+import asyncio
+import gc
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Lifespan
+
+from app.api.auth import Keys
+from app.engines import Engine
+from app.engines.hardware import available_cpus
+from app.inference.batcher import Batcher, batch_sizes
+from app.inference.classifier import Classifier, Probabilities
+from app.inference.decoding import DecodePool
+from app.inference.pipeline import Pipeline
+from app.inference.queue import RequestQueue
+from app.lifecycle import Lifecycle, Phase, draining_signals, ending_with_parent
+from app.model import preprocessing, weights
+from app.model.preprocessing import DecodedImage, Limits
+from app.model.weights import Weights
+from app.settings import Settings
+from app.state import State
+from app.telemetry.metrics import Metrics
+from app.telemetry.statistics import Statistics
+from app.watchdog import watch
+
+LoadEngine = Callable[[Weights, str, int, str, str], Engine]
+
+logger = logging.getLogger(__name__)
+
+GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch waits that long for a busy event loop
+
+
+def lifespan(
+    settings: Settings, metrics: Metrics, load_engine: LoadEngine, exit_process: Callable[[int], None]
+) -> Lifespan[FastAPI]:
+    """Loads, verifies and warms up the model, then yields the state that requests use.
+
+    `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
+    """
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        lifecycle, statistics = Lifecycle(), Statistics()
+        classifier = build_classifier(settings, load_engine)
+        keys = Keys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
+        if keys.open:
+            logger.warning("no API keys are set: everyone who reaches this address may use it")
+        pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
+        _describe(metrics, classifier)
+        with (
+            ThreadPoolExecutor(1, "parse") as executor,
+            draining_signals(lifecycle, settings.drain_s),
+            ending_with_parent(),
+        ):
+            preprocessing.load_decoders()
+            pipeline.start()
+            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.watchdog_s))
+            lifecycle.phase = Phase.READY
+            sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
+            gc.freeze()  # what exists now stays: collections need not traverse the libraries again
+            yield {"service": State(settings, lifecycle, metrics, keys, statistics, classifier, pipeline, executor)}
+            watchdog.cancel()
+            if lifecycle.phase is Phase.FAILED:
+                exit_process(1)
+            lifecycle.phase = Phase.STOPPING
+            pipeline.close(settings.drain_s)
+
+    return run
+
+
+def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
+    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or DeviceError."""
+    file = weights.load(settings.weights)
+    threads = settings.threads or max(1, available_cpus() // settings.workers)
+    engine = load_engine(file, settings.device, threads, settings.engine, settings.precision)
+    return Classifier(file, engine, batch_sizes(settings.max_batch), settings.tta_threshold)
+
+
+def build_pipeline(
+    settings: Settings, classifier: Classifier, on_batch: Callable[[int, float], None] = lambda size, seconds: None
+) -> Pipeline:
+    """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
+    queue: RequestQueue[DecodedImage, Probabilities] = RequestQueue(settings.max_queue)
+    limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size)
+    batcher = Batcher(
+        classifier.classify,
+        batch_sizes(settings.max_batch),
+        queue,
+        classifier.engine.streams,
+        on_batch,
+        classifier.verify,
+    )
+    return Pipeline(DecodePool(limits, settings.max_request_pixels), batcher)
+
+
+def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float], None]:
+    def observe(size: int, seconds: float) -> None:
+        metrics.observe_batch(size, seconds)
+        statistics.observe_batch(size, seconds)
+
+    return observe
+
+
+def _describe(metrics: Metrics, classifier: Classifier) -> None:
+    weights, engine = classifier.weights, classifier.engine
+    metrics.name_classes(classifier.classes)
+    labels = weights.card.name, weights.version, engine.name, engine.device, engine.precision
+    metrics.model_info.labels(*labels).set(1)

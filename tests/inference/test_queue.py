@@ -1,0 +1,167 @@
+"""The queue as a state machine: bounds, turns, order and cancellation."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from app.errors import NotReady, QueueFull
+from app.inference.queue import PendingRequest, RequestQueue, Reservation
+
+LIMIT, CALLER_LIMIT = 12, 8
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def fill(queue: RequestQueue[int, int], caller: str, items: list[int], loop: asyncio.AbstractEventLoop) -> None:
+    with queue.reserve(len(items), caller) as reservation:
+        queue.put(PendingRequest(items, caller, loop), reservation)
+
+
+def take(queue: RequestQueue[int, int], count: int) -> list[int]:
+    with queue.changed:
+        return [item for part in queue.take(count) for item in part.items]
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Compares the queue with a model that counts reserved, waiting and taken images of each caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.queue: RequestQueue[int, int] = RequestQueue(LIMIT, CALLER_LIMIT)
+        self.reservations: list[Reservation] = []
+        self.requests: list[PendingRequest[int, int]] = []
+
+    def teardown(self) -> None:
+        self.loop.close()
+
+    def held(self, caller: str) -> int:
+        reserved = sum(each.count for each in self.reservations if each.caller == caller)
+        return reserved + sum(len(each.items) - each.dispatched for each in self.requests if each.caller == caller)
+
+    @property
+    def size(self) -> int:
+        return sum(self.held(caller) for caller in "abc")
+
+    @rule(count=st.integers(1, 6), caller=st.sampled_from("abc"))
+    def reserve(self, count: int, caller: str) -> None:
+        fits = self.size + count <= LIMIT and self.held(caller) + count <= CALLER_LIMIT
+        if fits:
+            self.reservations.append(self.queue.reserve(count, caller))
+            return
+        with pytest.raises(QueueFull) as refusal:
+            self.queue.reserve(count, caller)
+        assert refusal.value.retry_after_s == 1
+
+    @precondition(lambda self: self.reservations)
+    @rule(data=st.data())
+    def put(self, data: st.DataObject) -> None:
+        """Some files of the reservation may have failed to decode."""
+        reservation = self.reservations.pop(data.draw(st.integers(0, len(self.reservations) - 1)))
+        count = data.draw(st.integers(0, reservation.count))
+        with reservation:
+            if count:
+                request: PendingRequest[int, int] = PendingRequest(list(range(count)), reservation.caller, self.loop)
+                self.queue.put(request, reservation)
+                self.requests.append(request)
+
+    @rule(count=st.integers(1, 8))
+    def take(self, count: int) -> None:
+        waiting = {request: len(request.items) - request.dispatched for request in self.requests}
+        before = {request: request.dispatched for request in self.requests}
+        with self.queue.changed:
+            batch = self.queue.take(count)
+        assert sum(len(part.indices) for part in batch) == min(count, sum(waiting.values()))
+        for request, indices in batch:
+            assert indices.start == before[request]
+            assert indices.stop == request.dispatched
+        taken = {request: request.dispatched - before[request] for request in self.requests}
+        for caller in {request.caller for request in self.requests if waiting[request]}:
+            own = [request for request in self.requests if request.caller == caller and waiting[request]]
+            left = [request for request in own if request.dispatched < len(request.items)]
+            if left:  # turns within a caller: no request is more than one image ahead of one that still waits
+                assert max(taken[request] for request in own) <= min(taken[request] for request in left) + 1
+        self.requests = [request for request in self.requests if request.dispatched < len(request.items)]
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.queue.remove(self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1))))
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.queue.size == self.size
+        assert self.queue.waiting == sum(len(each.items) - each.dispatched for each in self.requests)
+
+
+TestQueueMachine = QueueMachine.TestCase
+
+
+@given(sizes=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 20), min_size=2))
+def test_callers_share_a_batch_equally(sizes: dict[str, int]) -> None:
+    loop = asyncio.new_event_loop()
+    queue: RequestQueue[str, int] = RequestQueue(1000)
+    for caller, size in sizes.items():
+        with queue.reserve(size, caller) as reservation:
+            queue.put(PendingRequest([caller] * size, caller, loop), reservation)
+    with queue.changed:
+        shares = Counter(item for part in queue.take(16) for item in part.items)
+    unsatisfied = [caller for caller, size in sizes.items() if shares[caller] < size]
+    if unsatisfied:
+        assert max(shares.values()) <= min(shares[caller] for caller in unsatisfied) + 1
+    loop.close()
+
+
+def test_single_image_passes_a_large_request(loop: asyncio.AbstractEventLoop) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(1000)
+    fill(queue, "large", list(range(256)), loop)
+    fill(queue, "small", [1000], loop)
+    assert 1000 in take(queue, 4)
+
+
+def test_requests_of_one_caller_take_turns(loop: asyncio.AbstractEventLoop) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(1000)
+    fill(queue, "a", [0, 1, 2, 3], loop)
+    fill(queue, "a", [10], loop)
+    assert sorted(take(queue, 3)) == [0, 1, 10]
+    assert take(queue, 9) == [2, 3]
+
+
+def test_only_the_caller_over_its_share_is_refused(loop: asyncio.AbstractEventLoop) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(10, caller_limit=6)
+    fill(queue, "a", [0] * 6, loop)
+    with pytest.raises(QueueFull, match="one caller is 6"):
+        queue.check(1, "a")
+    queue.check(4, "b")
+
+
+def test_closed_queue_refuses(loop: asyncio.AbstractEventLoop) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(4)
+    reservation = queue.reserve(2)
+    queue.closed = True
+    with pytest.raises(NotReady), reservation:
+        queue.put(PendingRequest([1, 2], "", loop), reservation)
+    with pytest.raises(NotReady):
+        queue.reserve(1)
+    assert queue.size == 0
+
+
+def test_estimated_wait_follows_the_measured_rate(loop: asyncio.AbstractEventLoop) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(1000)
+    fill(queue, "a", [0] * 300, loop)
+    assert queue.estimated_wait_s() == 1
+    queue.observe_rate(100)
+    assert queue.estimated_wait_s() == 3
+    for _ in range(50):
+        queue.observe_rate(10)
+    assert queue.estimated_wait_s() == 30
