@@ -14,8 +14,8 @@ from training import data
 from training.distributed import Ranks
 from training.loader import Batches
 from training.recipe import Recipe
-from training.train import prepare, train
-from training.trainer import Trainer
+from training.train import prepare
+from training.trainer import Trainer, train
 
 RECIPE = Recipe(
     widths=(64, 256, 256),

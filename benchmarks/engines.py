@@ -15,7 +15,7 @@ from app.settings import Settings
 from benchmarks import throughput
 from benchmarks.serving import LIMITS, ROOT, SIZES
 from training import data as folders
-from training import metrics, predict
+from training import metrics
 
 ENGINES = (("openvino", "int8"), ("openvino", "bfloat16"), ("openvino", "float32"), ("torch", "bfloat16"),
            ("torch", "float32"))  # fmt: skip
@@ -34,7 +34,7 @@ def row(name: str, precision: str, threads: int, data: Path | None) -> str:
 
 def _accuracy(run: engines.Engine, folder: Path) -> str:
     test = folders.load(folder, LIMITS.size, ["test"]).test
-    return f"{metrics.accuracy(predict.served(run, test.images), test.labels):.2%}"
+    return f"{metrics.accuracy(metrics.served(run, test.images), test.labels):.2%}"
 
 
 def main() -> None:

@@ -1,14 +1,27 @@
-"""The convolutions that are served in int8, and the range of each one's input."""
+"""What is measured on held-out images once a network is trained: ranges for int8, temperature and smoothing."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from math import exp, log
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from app.engines import Engine
+from app.engines.pytorch import calibrate, load_network
 from app.model.networks import ConvNet
 from app.model.quantization import INPUT_LEVELS, LEAST_INPUT, input_ends
-from training.predict import SERVED_BATCH
+from app.model.weights import Weights
+from training import augment, metrics
+from training.data import Split
+from training.metrics import SERVED_BATCH
 
+CALIBRATION_QUALITY = 80  # of JPEG
+SMALLEST = 1e-30  # of a probability before its logarithm is taken
+SMOOTHINGS = [step / 100 for step in range(21)]  # that a calibration is chosen from
 CANDIDATES = [0.95**i for i in range(45)]  # of the largest input
 EVERY = 13  # one of so many inputs is looked at; a prime that few layers' sizes are multiples of
 
@@ -52,3 +65,48 @@ def _squared_error(inputs: Tensor, top: float) -> float:
     step = (high - low) / (INPUT_LEVELS - 1)
     rounded = (inputs.clamp(low, high) / step).round() * step
     return (inputs - rounded).square().mean().item()
+
+
+def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Temperature, 0.1 to 10, and smoothing, up to 0.2, with the least negative log-likelihood by `calibrate`."""
+
+    def loss(log_temperature: float, smoothing: float) -> float:
+        return F.nll_loss(calibrate(logits, exp(log_temperature), smoothing).log(), labels).item()
+
+    found = [(_lowest(partial(loss, smoothing=s), log(0.1), log(10.0)), s) for s in SMOOTHINGS]
+    log_temperature, smoothing = min(found, key=lambda pair: loss(*pair))
+    return exp(log_temperature), smoothing
+
+
+def _lowest(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one valley between the two ends has its minimum, searched by thirds."""
+    for _ in range(40):
+        third = (high - low) / 3
+        low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
+    return (low + high) / 2
+
+
+def calibrate_on(run: Engine, holdout: Split) -> tuple[float, float]:
+    """Temperature and smoothing that suit pictures as they are and as JPEG, since uploads are both."""
+    recoded = augment.recode_all(holdout.images, CALIBRATION_QUALITY)
+    answers = torch.cat([metrics.served(run, images) for images in (holdout.images, recoded)])
+    return fit_calibration(answers.clamp_min(SMALLEST).log(), holdout.labels.repeat(2))
+
+
+def recarded(weights: Weights, **changes: Any) -> Weights:
+    """With these changes to the card."""
+    weights = weights._replace(card=weights.card.model_copy(update=changes))
+    return weights._replace(reference_probabilities=_exact(weights, weights.reference_images))
+
+
+def uncalibrated(weights: Weights) -> Weights:
+    """Answers as the network was trained to give them, before they were calibrated."""
+    return recarded(weights, temperature=1.0, smoothing=0.0)
+
+
+@torch.inference_mode()
+def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
+    """Probabilities of the stored weights in float32 on the CPU."""
+    network = load_network(weights)
+    logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return calibrate(logits, weights.card.temperature, weights.card.smoothing).numpy()

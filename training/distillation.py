@@ -15,11 +15,10 @@ from app import engines
 from app.errors import DataError
 from app.model import weights
 from app.model.weights import Weights
-from training import views
-from training.predict import served
+from training import metrics
+from training.calibration import uncalibrated
+from training.metrics import Answer, served
 from training.recipe import Recipe
-from training.references import uncalibrated
-from training.views import Answer
 
 
 class Teacher(Protocol):
@@ -49,7 +48,7 @@ class Tutor(NamedTuple):
     soften: float
 
     def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        return (views.two(self.answer, images) / self.soften).softmax(1)
+        return (metrics.two(self.answer, images) / self.soften).softmax(1)
 
 
 def engage(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher | None:
@@ -68,7 +67,7 @@ def engage(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher | None
         return Tutor(name, _answer(uncalibrated(loaded)), recipe.teacher_soften)
     answer = _answer(loaded)
     parts = tqdm(images.split(1000), desc="teacher", unit="thousand", leave=False, disable=None)
-    logarithms = torch.cat([views.six(answer, part) for part in parts])
+    logarithms = torch.cat([metrics.six(answer, part) for part in parts])
     return Lesson(name, (logarithms / recipe.teacher_soften).softmax(1))
 
 

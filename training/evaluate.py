@@ -13,7 +13,7 @@ from app.errors import DataError, ThirtytwoError
 from app.model import weights
 from app.model.weights import BUNDLED
 from benchmarks import throughput
-from training import data, predict, readings, report
+from training import data, metrics, report
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,17 +34,17 @@ def run(arguments: argparse.Namespace) -> None:
     if dataset.classes != card.classes:
         raise DataError(f"{arguments.data} has other classes than the weights: {', '.join(dataset.classes)}.")
     run = engines.load(loaded, arguments.device)
-    answer = partial(predict.served, run)
+    answer = partial(metrics.served, run)
     probabilities = answer(dataset.test.images)
     figures = report.measure(probabilities, dataset.test.labels, card.classes)
     figures |= {"name": card.name, "version": loaded.version, "card_accuracy": card.test_accuracy}
     claimed = "no test accuracy" if card.test_accuracy is None else f"{card.test_accuracy:.2%}"
     told = [f"{card.name} {loaded.version}, {claimed} on its card", report.text(figures)]
     if not arguments.quick:
-        rows = [readings.take("one view, as served", probabilities, dataset.test.labels)]
-        rows += readings.of_views(answer, dataset.test) + readings.of_formats(answer, dataset.test)
+        rows = [metrics.take("one view, as served", probabilities, dataset.test.labels)]
+        rows += metrics.of_views(answer, dataset.test) + metrics.of_formats(answer, dataset.test)
         figures["readings"] = [row._asdict() for row in rows]
-        told.append(readings.table(rows))
+        told.append(metrics.table(rows))
     if arguments.speed:
         figures["speed"] = throughput.figures(run, card.input_size)
         told.append(f"{figures['speed']['machine']}:\n\n{throughput.table(figures['speed']['images_per_s'])}")

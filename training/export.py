@@ -11,22 +11,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from app import engines
-from app.engines import Engine
 from app.engines.pytorch import load_network
 from app.errors import SettingsError
 from app.model import networks
 from app.model.quantization import round_filters
 from app.model.weights import SCALE, Card, Tensors, Weights, save
 from benchmarks import throughput
-from training import augment, calibration, metrics, predict
+from training import calibration, metrics
 from training.data import DataSet, Split
 from training.recipe import Recipe
-from training.references import recarded
 
 RANGED = 512  # held-out pictures that the ranges of int8 are read from
-CALIBRATION_QUALITY = 80  # of JPEG
 SPEED_S = 0.25  # of measuring each batch size
-SMALLEST = 1e-30  # of a probability before its logarithm is taken
 REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
 
 
@@ -73,14 +69,14 @@ def write(
     references = _references(holdout)
     weights = Weights(card, rounded(network), references, np.empty(0, np.float32), "")
     ranges = calibration.input_ranges(load_network(weights), holdout.images[:RANGED])
-    weights = recarded(weights, activation_ranges=ranges, results=results)
-    temperature, smoothing = _calibration(engines.load(weights), holdout)
-    weights = recarded(weights, temperature=temperature, smoothing=smoothing)
+    weights = calibration.recarded(weights, activation_ranges=ranges, results=results)
+    temperature, smoothing = calibration.calibrate_on(engines.load(weights), holdout)
+    weights = calibration.recarded(weights, temperature=temperature, smoothing=smoothing)
     card, run = weights.card, engines.load(weights)
-    answers = predict.served(run, holdout.images)
+    answers = metrics.served(run, holdout.images)
     results.update(_results("holdout", answers, holdout.labels))
     if len(test):
-        answers = predict.served(run, test.images)
+        answers = metrics.served(run, test.images)
         results.update(_results("test", answers, test.labels))
         card = card.model_copy(update={"test_accuracy": round(metrics.accuracy(answers, test.labels), 6)})
     results["speed"] = throughput.figures(run, card.input_size, SPEED_S)
@@ -106,13 +102,6 @@ def _results(split: str, answers: Tensor, labels: Tensor) -> dict[str, Any]:
         f"{split}_accuracy_interval": [round(low, 4), round(high, 4)],
         f"{split}_calibration_error": round(metrics.calibration_error(answers, labels), 4),
     }
-
-
-def _calibration(run: Engine, holdout: Split) -> tuple[float, float]:
-    """Temperature and smoothing that suit pictures as they are and as JPEG, since uploads are both."""
-    recoded = augment.recode_all(holdout.images, CALIBRATION_QUALITY)
-    answers = torch.cat([predict.served(run, images) for images in (holdout.images, recoded)])
-    return metrics.fit_calibration(answers.clamp_min(SMALLEST).log(), holdout.labels.repeat(2))
 
 
 def _references(holdout: Split) -> np.ndarray:

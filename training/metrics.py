@@ -1,16 +1,40 @@
-"""Pure functions of (logits or probabilities, labels); nothing here prints or plots."""
+"""Answers to many images, what they say of a network, and further looks at the same images."""
 
-from collections.abc import Callable
-from functools import partial
-from math import exp, log, sqrt
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from app.engines.pytorch import calibrate
+from app.engines import Engine
+from app.model import tta
+from training import augment
+from training.data import Split
 
-SMOOTHINGS = [step / 100 for step in range(21)]  # that a calibration is chosen from
+Answer = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilities float32 [N, classes]
+
+SERVED_BATCH = 64
+FORMATS = (("JPEG", 80), ("JPEG", 50), ("WEBP", 80))  # what uploads often are, with the qualities programs often take
+
+
+@torch.inference_mode()
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    """float32 [N, classes] on the CPU for uint8 images [N, H, W, 3], one view an image."""
+    network.eval()
+    device = next(network.parameters()).device
+    parts = []
+    for part in images.split(1000):
+        with torch.autocast(device.type, torch.bfloat16):
+            parts.append(network(part.to(device).permute(0, 3, 1, 2)).float().cpu())
+    return torch.cat(parts)
+
+
+def served(run: Engine, images: Tensor) -> Tensor:
+    """Probabilities float32 [N, classes] from an engine, one view an image, in batches as a service makes them."""
+    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(SERVED_BATCH))
+    return torch.cat([torch.from_numpy(run(part)) for part in parts])
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -50,20 +74,79 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     return sum(n * abs(conf - hit) for n, conf, hit in reliability(probabilities, labels, bins)) / len(labels)
 
 
-def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Temperature, 0.1 to 10, and smoothing, up to 0.2, with the least negative log-likelihood by `calibrate`."""
-
-    def loss(log_temperature: float, smoothing: float) -> float:
-        return F.nll_loss(calibrate(logits, exp(log_temperature), smoothing).log(), labels).item()
-
-    found = [(_lowest(partial(loss, smoothing=s), log(0.1), log(10.0)), s) for s in SMOOTHINGS]
-    log_temperature, smoothing = min(found, key=lambda pair: loss(*pair))
-    return exp(log_temperature), smoothing
+def one(answer: Answer, images: Tensor) -> Tensor:
+    """Log-probabilities [N, classes] of the images as they are; so do the next two."""
+    return answer(images).clamp(min=tta.LEAST).log()
 
 
-def _lowest(loss: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley between the two ends has its minimum, searched by thirds."""
-    for _ in range(40):
-        third = (high - low) / 3
-        low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
-    return (low + high) / 2
+def two(answer: Answer, images: Tensor) -> Tensor:
+    """The mean of an image and its mirror image."""
+    return (one(answer, images) + one(answer, images.flip(2))) / 2
+
+
+def doubtful(answer: Answer, images: Tensor, first: Tensor) -> Tensor:
+    """Probabilities [N, classes] as served for lossy formats: of two looks where `first` is in doubt."""
+    probabilities = first.clone()
+    again = torch.from_numpy(tta.in_doubt(probabilities.numpy(), tta.SURE))
+    if again.any():
+        second = answer(images[again].flip(2))
+        probabilities[again] = torch.from_numpy(tta.merged(probabilities[again].numpy(), second.numpy()))
+    return probabilities
+
+
+def six(answer: Answer, images: Tensor) -> Tensor:
+    """One half `two`, the other half `two` of the images moved up and left, and down and right, by a pixel."""
+    padded, size = augment.pad(images, 1), images.shape[1]
+    moved = [padded[:, i : i + size, i : i + size] for i in (2, 0)]
+    return two(answer, images) / 2 + (two(answer, moved[0]) + two(answer, moved[1])) / 4
+
+
+class Reading(NamedTuple):
+    """Shares of 1; the interval is Wilson's of 95 %, the calibration error's bins are 15."""
+
+    what: str
+    accuracy: float
+    interval_95: tuple[float, float]
+    calibration_error: float
+
+
+def take(what: str, probabilities: Tensor, labels: Tensor) -> Reading:
+    share = accuracy(probabilities, labels)
+    interval = wilson(share, len(labels))
+    return Reading(what, share, interval, calibration_error(probabilities, labels))
+
+
+def of_views(answer: Answer, split: Split) -> list[Reading]:
+    """What averaging would bring, at two and six times the cost."""
+    return [
+        take("two views: and mirrored", two(answer, split.images).softmax(1), split.labels),
+        take("six views: and moved by a pixel", six(answer, split.images).softmax(1), split.labels),
+    ]
+
+
+def of_formats(answer: Answer, split: Split) -> list[Reading]:
+    """The pictures as they come back from lossy formats: one view, and a second look where the service takes one."""
+    readings = []
+    for kind, quality in FORMATS:
+        recoded = augment.recode_all(split.images, quality, kind)
+        first = answer(recoded)
+        readings.append(take(f"{kind} of quality {quality}, one view", first, split.labels))
+        served = doubtful(answer, recoded, first)
+        readings.append(take(f"{kind} of quality {quality}, as served", served, split.labels))
+    return readings
+
+
+def table(readings: Sequence[Reading]) -> str:
+    """Markdown; the first reading is the one that the others are compared with."""
+    lines = [
+        "| reading | accuracy | 95 % interval | against the first | calibration error |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for reading in readings:
+        low, high = reading.interval_95
+        gain = 100 * (reading.accuracy - readings[0].accuracy)
+        lines.append(
+            f"| {reading.what} | {reading.accuracy:.2%} | {low:.2%} to {high:.2%} | {gain:+.2f} points "
+            f"| {reading.calibration_error:.2%} |"
+        )
+    return "\n".join(lines)

@@ -9,95 +9,28 @@ The default recipe and the figures it reached are in docs/training.md.
 import argparse
 import ctypes
 import logging
-import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
-from app.engines.pytorch import pick_device
-from app.errors import ThirtytwoError
-from app.model import networks
-from app.model.networks import ConvNet
-from training import checkpoint, data, distributed, export, metrics, origin, predict, report
+from app.engines.pytorch import load_network, pick_device
+from app.errors import DataError, ThirtytwoError
+from app.model import networks, weights
+from app.model.networks import ConvNet, unfold
+from training import checkpoint, data, distributed, export, report
 from training.data import DataSet, Split
 from training.distillation import engage
 from training.distributed import Ranks
-from training.journal import Journal
 from training.loader import Batches
 from training.recipe import Recipe, add_flags, from_flags
-from training.trainer import Epoch, Trainer
+from training.trainer import Epoch, Stopped, Trainer, train
 
 logger = logging.getLogger("training")
 
-
-class Stopped(Exception):
-    """A person or the machine asked for an end; the checkpoint is written."""
-
-
-def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float, tensorboard: bool = False) -> None:
-    """Runs to the end; writes checkpoints and its journal into the run's folder. Raises Diverged or Stopped."""
-    file, saved_at, ranks = run / "checkpoint.pt", time.monotonic(), trainer.ranks
-    journal = Journal(run, trainer.history, tensorboard) if ranks.first else None
-
-    def save() -> None:
-        nonlocal saved_at
-        if ranks.first:
-            checkpoint.save(file, trainer.state())
-        saved_at = time.monotonic()
-
-    def stop_if_asked() -> None:
-        if ranks.total(stop.signal)[0] > 0:
-            save()
-            raise Stopped(f"Stopped at step {trainer.step} of {trainer.total_steps}; --resume goes on from here.")
-
-    def after_step() -> None:
-        if trainer.between_epochs:
-            return  # a checkpoint without the epoch's figures would lose them for good; they come next
-        if time.monotonic() - saved_at > checkpoint_s:
-            save()
-        stop_if_asked()
-
-    with _StopRequest() as stop:
-        while not trainer.finished:
-            rate, loss, train_accuracy = trainer.run_epoch(after_step)
-            accuracy = metrics.accuracy(predict.logits(trainer.network, holdout.images), holdout.labels)
-            epoch = Epoch(len(trainer.history) + 1, trainer.seconds, rate, loss, train_accuracy, accuracy)
-            trainer.history.append(epoch)
-            save()
-            if journal:
-                journal.add(epoch)
-                _tell(trainer, epoch)
-            stop_if_asked()
-
-
-def _tell(trainer: Trainer, epoch: Epoch) -> None:
-    left = (trainer.total_steps - trainer.step) * trainer.seconds / trainer.step
-    print(
-        f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  held out "
-        f"{epoch.holdout_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.0f} s, {left:.0f} s to go",
-        flush=True,
-    )
-
-
-class _StopRequest:
-    """Turns Ctrl-C and SIGTERM into a flag that is read between steps, where the state is whole."""
-
-    def __enter__(self) -> "_StopRequest":
-        self.signal = 0
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
+SAMPLE = 1000  # images that the normalisation's share of a folded bias is measured on
 
 
 def prepare(recipe: Recipe, split: Split, classes: int) -> nn.Module:
@@ -107,6 +40,23 @@ def prepare(recipe: Recipe, split: Split, classes: int) -> nn.Module:
     if isinstance(network, ConvNet):
         network.initialize(split.images[:5000])
     return network
+
+
+def begin(network: nn.Module, file: Path, images: Tensor) -> str:
+    """Gives the network the file's filters, and its head where the number of classes is the same; names the file.
+
+    Images uint8 [N, S, S, 3] are the training ones. Raises DataError or WeightsError.
+    """
+    loaded = weights.load(file)
+    found = load_network(loaded)
+    if not isinstance(network, ConvNet) or not isinstance(found, ConvNet):
+        raise DataError("Only a convnet can begin with another file's network.")
+    own, others = ([p.shape for p in net.groups.parameters() if p.ndim == 4] for net in (network, found))
+    if own != others:
+        widths, depth = ",".join(map(str, loaded.card.arguments["widths"])), loaded.card.arguments["depth"]
+        raise DataError(f"{file} has another shape: it asks for --widths {widths} --depth {depth}.")
+    unfold(network, found, images[:SAMPLE])
+    return f"{loaded.card.name} {loaded.version}"
 
 
 def _report(
@@ -184,7 +134,7 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
         _report_data(dataset)
     split, holdout = data.holdout(dataset.train, recipe.holdout, recipe.seed)
     network = prepare(recipe, split, len(dataset.classes))
-    begun = origin.begin(network, Path(recipe.initial_weights), split.images) if recipe.initial_weights else ""
+    begun = begin(network, Path(recipe.initial_weights), split.images) if recipe.initial_weights else ""
     teacher = engage(recipe, dataset.classes, split.images)
     shown = replace(recipe, initial_weights=begun, teacher=teacher.name if teacher else "")
     card = export.describe(name, dataset, shown, network)

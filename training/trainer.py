@@ -1,20 +1,26 @@
-"""A network in training: what a checkpoint holds, and one pass over the data at a time."""
+"""A run from its first step to its last: steps, epochs, checkpoints, its journal, and the average at its end."""
 
 import copy
+import json
 import math
+import shutil
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import NamedTuple
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from app.errors import ThirtytwoError
-from training import averaging, checkpoint, optimizers
+from app.errors import SettingsError, ThirtytwoError
+from training import checkpoint, metrics, optimizers
+from training.data import Split
 from training.distributed import Ranks
 from training.loader import Batch, Batches
 from training.recipe import Recipe
@@ -60,7 +66,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: list[Epoch] = []
-        self.ends: list[averaging.State] = []  # what this run began or ended with before it went on
+        self.ends: list[checkpoint.State] = []  # what this run began or ended with before it went on
         if recipe.average and recipe.initial_weights:
             self.ends.append(copy.deepcopy(self.network.state_dict()))
         self._parallel = ranks.wrap(self.network)
@@ -106,10 +112,10 @@ class Trainer:
         """The network, or where the recipe asks for it the average of all that this run ended with."""
         if not (self.recipe.average and self.ends):
             return self.network
-        mean = averaging.mean(self.network, self.ends)
+        mean = average(self.network, self.ends)
         if not self.recipe.freeze_norms:
             batches = islice(self.batches.epoch(len(self.history)), AVERAGED)
-            averaging.follow(mean, (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches))
+            follow(mean, (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches))
         return mean
 
     def run_epoch(self, after_step: Callable[[], None]) -> tuple[float, float, float]:
@@ -165,3 +171,126 @@ class Trainer:
             return own
         taught = F.cross_entropy(logits, targets.to(self.device), reduction="sum")
         return torch.lerp(own, taught, self.recipe.teacher_share)
+
+
+@torch.no_grad()
+def average(network: nn.Module, others: Sequence[checkpoint.State]) -> nn.Module:
+    """A network with the mean of its own and the other states' parameters, and its own normalisation."""
+    mean = copy.deepcopy(network)
+    for name, parameter in mean.named_parameters():
+        states = [parameter, *(state[name].to(parameter.device) for state in others)]
+        parameter.copy_(torch.stack(states).mean(0))
+    return mean
+
+
+@torch.no_grad()
+def follow(network: nn.Module, images: Iterable[Tensor]) -> None:
+    """Gives the normalisation the statistics of the images, uint8 [N, 3, H, W], as they are seen in training."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    network.train()
+    for batch in images:
+        with torch.autocast(batch.device.type, torch.bfloat16):
+            network(batch)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+class Journal:
+    """Begins with the history so far: neither a kill nor an older run leaves a line too few or too many.
+
+    Raises OSError on a full disk, SettingsError where TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, history: Sequence[Epoch], tensorboard: bool) -> None:
+        self._board = _board(folder / "tensorboard") if tensorboard else None
+        self._file = folder / "metrics.jsonl"
+        self._file.write_text("")
+        for epoch in history:
+            self.add(epoch)
+
+    def add(self, epoch: Epoch) -> None:
+        with self._file.open("a") as lines:
+            print(json.dumps(epoch._asdict()), file=lines)
+        if self._board:
+            for name in ("loss", "train_accuracy", "holdout_accuracy", "images_per_s"):
+                self._board.add_scalar(name, getattr(epoch, name), epoch.epoch)
+            self._board.flush()
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SettingsError("--tensorboard needs an extra: pip install -e '.[tensorboard]'.") from None
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))
+
+
+class Stopped(Exception):
+    """A person or the machine asked for an end; the checkpoint is written."""
+
+
+def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float, tensorboard: bool = False) -> None:
+    """Runs to the end; writes checkpoints and its journal into the run's folder. Raises Diverged or Stopped."""
+    file, saved_at, ranks = run / "checkpoint.pt", time.monotonic(), trainer.ranks
+    journal = Journal(run, trainer.history, tensorboard) if ranks.first else None
+
+    def save() -> None:
+        nonlocal saved_at
+        if ranks.first:
+            checkpoint.save(file, trainer.state())
+        saved_at = time.monotonic()
+
+    def stop_if_asked() -> None:
+        if ranks.total(stop.signal)[0] > 0:
+            save()
+            raise Stopped(f"Stopped at step {trainer.step} of {trainer.total_steps}; --resume goes on from here.")
+
+    def after_step() -> None:
+        if trainer.between_epochs:
+            return  # a checkpoint without the epoch's figures would lose them for good; they come next
+        if time.monotonic() - saved_at > checkpoint_s:
+            save()
+        stop_if_asked()
+
+    with _StopRequest() as stop:
+        while not trainer.finished:
+            rate, loss, train_accuracy = trainer.run_epoch(after_step)
+            accuracy = metrics.accuracy(metrics.logits(trainer.network, holdout.images), holdout.labels)
+            epoch = Epoch(len(trainer.history) + 1, trainer.seconds, rate, loss, train_accuracy, accuracy)
+            trainer.history.append(epoch)
+            save()
+            if journal:
+                journal.add(epoch)
+                _tell(trainer, epoch)
+            stop_if_asked()
+
+
+def _tell(trainer: Trainer, epoch: Epoch) -> None:
+    left = (trainer.total_steps - trainer.step) * trainer.seconds / trainer.step
+    print(
+        f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  held out "
+        f"{epoch.holdout_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.0f} s, {left:.0f} s to go",
+        flush=True,
+    )
+
+
+class _StopRequest:
+    """Turns Ctrl-C and SIGTERM into a flag that is read between steps, where the state is whole."""
+
+    def __enter__(self) -> "_StopRequest":
+        self.signal = 0
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.signal = number

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import metrics
+from training import calibration, metrics
 
 
 def test_accuracy_and_confusion_agree() -> None:
@@ -53,5 +53,5 @@ def test_temperature_and_smoothing_are_found_again(temperature: float, smoothing
     truth = (torch.randn(50_000, 5, generator=chance) * 4).softmax(1)
     labels = torch.multinomial(truth, 1, generator=chance).squeeze(1)
     told = (1 - smoothing) * truth + smoothing / 5
-    found = metrics.fit_calibration(told.log() * temperature, labels)
+    found = calibration.fit_calibration(told.log() * temperature, labels)
     assert found == (pytest.approx(temperature, rel=0.05), pytest.approx(smoothing, abs=0.011))
