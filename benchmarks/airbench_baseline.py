@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="CIFAR-10 folder")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/port"), metavar="DIR", help="[%(default)s]")
     arguments = parser.parse_args()
-    networks.SMALL_MAP = 0  # every convolution is oneDNN's; and no keep_memory(), so tensors go back to the kernel
+    networks.IM2COL_MAX_PIXELS = 0  # every convolution runs in oneDNN, as in a plain port
     dataset = data.load(arguments.data, RECIPE.image_size, ["train"])
     split, holdout = data.holdout(dataset.train, RECIPE.holdout, RECIPE.seed)
     network = prepare(RECIPE, split, len(dataset.classes))

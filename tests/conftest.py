@@ -17,8 +17,8 @@ from starlette.types import ASGIApp
 from app import engines
 from app.api.http_protocol import Protocol
 from app.application import LoadEngine, create_app
-from app.model.networks import ConvNet, fold
-from app.model.weights import Card, save
+from app.model.networks import ConvNet, fold_batchnorms
+from app.model.weights import ModelCard, save
 from app.settings import Settings
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
@@ -43,12 +43,12 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = ConvNet(**arguments)
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     network.initialize(images)
-    folded = fold(network)
+    folded = fold_batchnorms(network)
     state = {name: value.half().numpy() for name, value in folded.state_dict().items()}
     folded.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     with torch.inference_mode():
         probabilities = folded(images.permute(0, 3, 1, 2)).softmax(1).numpy()
-    card = Card(
+    card = ModelCard(
         name="tiny",
         classes=CLASSES,
         input_size=32,

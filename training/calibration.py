@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from app.engines import Engine
 from app.engines.pytorch import calibrate, load_network
 from app.model.networks import ConvNet
-from app.model.quantization import INPUT_LEVELS, LEAST_INPUT, input_ends
+from app.model.quantization import ACTIVATION_LEVELS, GELU_MIN, activation_bounds
 from app.model.weights import Weights
 from training import augment, metrics
 from training.data import Split
@@ -56,13 +56,13 @@ def input_ranges(network: nn.Module, images: Tensor) -> dict[str, float]:
 
 def best_range(inputs: Tensor) -> float:
     """The largest input to tell apart that rounds these float32 [N] with the least squared error."""
-    largest = max(inputs.max().item(), -LEAST_INPUT)  # above 0 even where a layer before it has died
+    largest = max(inputs.max().item(), -GELU_MIN)  # above 0 even where a layer before it has died
     return min((share * largest for share in CANDIDATES), key=lambda top: _squared_error(inputs, top))
 
 
 def _squared_error(inputs: Tensor, top: float) -> float:
-    low, high = input_ends(top)
-    step = (high - low) / (INPUT_LEVELS - 1)
+    low, high = activation_bounds(top)
+    step = (high - low) / (ACTIVATION_LEVELS - 1)
     rounded = (inputs.clamp(low, high) / step).round() * step
     return (inputs - rounded).square().mean().item()
 

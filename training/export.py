@@ -14,8 +14,8 @@ from app import engines
 from app.engines.pytorch import load_network
 from app.errors import SettingsError
 from app.model import networks
-from app.model.quantization import round_filters
-from app.model.weights import SCALE, Card, Tensors, Weights, save
+from app.model.quantization import quantize_weights
+from app.model.weights import SCALE, ModelCard, Tensors, Weights, save
 from benchmarks import throughput
 from training import calibration, metrics
 from training.data import DataSet, Split
@@ -28,18 +28,18 @@ REFERENCES = 8  # held-out pictures of as many classes, for the service to check
 
 def rounded(network: nn.Module) -> Tensors:
     """The state of the network as it is stored: a ConvNet's groups' filters in int8, the rest in half precision."""
-    folded = networks.fold(network).cpu()
+    folded = networks.fold_batchnorms(network).cpu()
     state: Tensors = {name: value.half().numpy() for name, value in folded.state_dict().items()}
     for name, convolution in calibration.convolutions(folded):
         filters = f"{name}.weight"
-        state[filters], state[filters + SCALE] = round_filters(convolution.weight.detach().float().numpy())
+        state[filters], state[filters + SCALE] = quantize_weights(convolution.weight.detach().float().numpy())
     return state
 
 
-def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> Card:
+def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> ModelCard:
     """The card as far as it is known before training; raises SettingsError for what no card can hold."""
     try:
-        return Card(
+        return ModelCard(
             name=name,
             classes=dataset.classes,
             input_size=recipe.image_size,
@@ -59,7 +59,7 @@ def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) ->
 
 
 def write(
-    path: Path, card: Card, test: Split, holdout: Split, network: nn.Module, seconds: float
+    path: Path, card: ModelCard, test: Split, holdout: Split, network: nn.Module, seconds: float
 ) -> tuple[Weights, Tensor]:
     """Calibrates on the held-out images, reads the test images once, if at all, and saves; raises OSError.
 
@@ -89,7 +89,7 @@ def _gflops(network: nn.Module, size: int) -> float:
     """Billions of operations for one image, to four digits; a multiply-add counts as two."""
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
-        networks.fold(network).cpu()(image)
+        networks.fold_batchnorms(network).cpu()(image)
     return float(f"{counter.get_total_flops() / 1e9:.4g}")
 
 

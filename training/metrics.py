@@ -76,7 +76,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 def one(answer: Answer, images: Tensor) -> Tensor:
     """Log-probabilities [N, classes] of the images as they are; so do the next two."""
-    return answer(images).clamp(min=tta.LEAST).log()
+    return answer(images).clamp(min=tta.PROBABILITY_FLOOR).log()
 
 
 def two(answer: Answer, images: Tensor) -> Tensor:
@@ -87,10 +87,10 @@ def two(answer: Answer, images: Tensor) -> Tensor:
 def doubtful(answer: Answer, images: Tensor, first: Tensor) -> Tensor:
     """Probabilities [N, classes] as served for lossy formats: of two looks where `first` is in doubt."""
     probabilities = first.clone()
-    again = torch.from_numpy(tta.in_doubt(probabilities.numpy(), tta.SURE))
+    again = torch.from_numpy(tta.is_uncertain(probabilities.numpy(), tta.DEFAULT_THRESHOLD))
     if again.any():
         second = answer(images[again].flip(2))
-        probabilities[again] = torch.from_numpy(tta.merged(probabilities[again].numpy(), second.numpy()))
+        probabilities[again] = torch.from_numpy(tta.geometric_mean(probabilities[again].numpy(), second.numpy()))
     return probabilities
 
 

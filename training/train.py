@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from app.engines.pytorch import load_network, pick_device
 from app.errors import DataError, ThirtytwoError
 from app.model import networks, weights
-from app.model.networks import ConvNet, unfold
+from app.model.networks import ConvNet, unfold_batchnorms
 from training import checkpoint, data, distributed, export, report
 from training.data import DataSet, Split
 from training.distillation import engage
@@ -55,7 +55,7 @@ def begin(network: nn.Module, file: Path, images: Tensor) -> str:
     if own != others:
         widths, depth = ",".join(map(str, loaded.card.arguments["widths"])), loaded.card.arguments["depth"]
         raise DataError(f"{file} has another shape: it asks for --widths {widths} --depth {depth}.")
-    unfold(network, found, images[:SAMPLE])
+    unfold_batchnorms(network, found, images[:SAMPLE])
     return f"{loaded.card.name} {loaded.version}"
 
 

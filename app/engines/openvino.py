@@ -1,6 +1,6 @@
 """OpenVINO on a CPU: the network as a graph made from the weights file, in int8 where the processor has it.
 
-The graph repeats `networks.ConvNet.forward` after `networks.fold`; torch is not needed to serve it. In int8, filters
+The graph repeats `networks.ConvNet.forward` after `networks.fold_batchnorms`, without torch. In int8, filters
 and inputs of the groups' convolutions are rounded as `int8` describes, the inputs by the ranges in the weights file.
 """
 
@@ -15,7 +15,7 @@ from openvino import opset13 as ops
 
 from app.engines.hardware import lower_priority
 from app.errors import SettingsError, WeightsError
-from app.model.quantization import FILTER_LEVELS, INPUT_LEVELS, input_ends
+from app.model.quantization import ACTIVATION_LEVELS, WEIGHT_LEVELS, activation_bounds
 from app.model.weights import LEAST, Weights
 
 Array = NDArray[np.float32]
@@ -74,7 +74,7 @@ class OpenVINOEngine:
 def graph(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
     """uint8 [N, S, S, 3] to probabilities [N, classes]; convolutions with a range are quantised."""
     card = weights.card
-    state = weights.floats()
+    state = weights.dequantized()
     groups, depth = len(card.arguments["widths"]), card.arguments["depth"]
     images = ops.parameter([-1, card.input_size, card.input_size, 3], np.uint8)
     pixels = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))
@@ -107,10 +107,10 @@ def _convolution(
     filters, bias = state[f"{name}.weight"], state[f"{name}.bias"]
     kernel = ops.constant(filters)
     if name in ranges:
-        low, high = input_ends(ranges[name])
-        x = _quantize(x, np.array(low, np.float32), np.array(high, np.float32), INPUT_LEVELS)
+        low, high = activation_bounds(ranges[name])
+        x = _quantize(x, np.array(low, np.float32), np.array(high, np.float32), ACTIVATION_LEVELS)
         largest: Array = np.abs(filters).max((1, 2, 3), keepdims=True)
-        kernel = _quantize(kernel, -largest, largest, FILTER_LEVELS)
+        kernel = _quantize(kernel, -largest, largest, WEIGHT_LEVELS)
     pads = [padding, padding]
     y = ops.convolution(x, kernel, strides=[1, 1], pads_begin=pads, pads_end=pads, dilations=[1, 1])
     return ops.add(y, ops.constant(bias.reshape(1, -1, 1, 1)))

@@ -62,12 +62,12 @@ def load_network(weights: Weights) -> nn.Module:
     """The file's network in float32, in evaluation mode; raises WeightsError where the file's parts do not fit."""
     card = weights.card
     try:
-        network = networks.fold(networks.build(card.architecture, card.arguments))
+        network = networks.fold_batchnorms(networks.build(card.architecture, card.arguments))
     except KeyError as error:
         raise WeightsError(f"The architecture {card.architecture!r} is not known to this version.") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"The arguments of {card.architecture} cannot be: {error}") from error
-    state = {name: torch.from_numpy(value) for name, value in weights.floats().items()}
+    state = {name: torch.from_numpy(value) for name, value in weights.dequantized().items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

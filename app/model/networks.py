@@ -1,6 +1,6 @@
-"""The networks a weights file can name: uint8 images in, logits out, normalisation inside.
+"""The networks that a weights file can name: uint8 images to logits, with the normalisation inside.
 
-A network is trained as `build` makes it, and stored and served as `fold` leaves it.
+Training uses a network as `build` returns it. Files and engines hold it as `fold_batchnorms` returns it.
 """
 
 import copy
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL_MAP = 16  # pixels, up to which a convolution learns by one product of matrices
+IM2COL_MAX_PIXELS = 16  # up to this map size a convolution trains as one matrix product
 WHITENING_KERNEL = 2  # pixels; patches of 2 x 2 x 3 colours have 12 principal directions
 
 
 class Normalize(nn.Module):
-    """Maps pixel values 0..255 to zero mean and unit deviation per channel, so that callers send plain uint8."""
+    """Maps pixel values 0..255 to zero mean and unit variance per channel."""
 
     mean: Tensor
     std: Tensor
@@ -33,18 +33,18 @@ class Normalize(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation without a learned scale: the next filter can learn it."""
+    """Batch normalisation with a fixed scale of 1: the next convolution can learn the scale."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-5, momentum=0.4)  # few steps an epoch: statistics must follow fast
+        super().__init__(channels, eps=1e-5, momentum=0.4)  # an epoch has few steps, so statistics adapt fast
         self.weight.requires_grad = False
 
 
 class Convolution(nn.Conv2d):
-    """A 3x3 convolution whose first filters start as the identity (Zagoruyko & Komodakis 2017, "DiracNets").
+    """A 3x3 convolution whose first filters start as the identity (Zagoruyko & Komodakis 2017, arXiv 1706.00388).
 
-    It learns on small maps by one product of matrices: oneDNN's own gradient of the filters took five times as long
-    there (384 channels on 3 x 3 places, 1,000 images, two cores with AMX).
+    In training, small maps use im2col and one matrix product: oneDNN's weight gradient takes five times as long there
+    (384 channels on 3 x 3 pixels, 1,000 images, two cores with AMX).
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -52,21 +52,21 @@ class Convolution(nn.Conv2d):
         nn.init.dirac_(self.weight.data[:channels_in])
 
     def forward(self, x: Tensor) -> Tensor:
-        learns = torch.is_grad_enabled() and self.bias is None
-        if learns and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= SMALL_MAP:
-            return F.linear(_patches(x), self.weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
+        trains = torch.is_grad_enabled() and self.bias is None  # folded convolutions have a bias
+        if trains and x.device.type == "cpu" and x.shape[2] * x.shape[3] <= IM2COL_MAX_PIXELS:
+            return F.linear(_im2col(x), self.weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
         return super().forward(x)
 
 
-def _patches(x: Tensor) -> Tensor:
-    """What each output of a 3x3 convolution sees of [N, C, H, W]: [N, H, W, 9 C], the pixels row by row."""
+def _im2col(x: Tensor) -> Tensor:
+    """Input patch of each output of a 3x3 convolution: [N, C, H, W] to [N, H, W, 9 C], row-major within a patch."""
     height, width = x.shape[2:]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     return torch.cat([padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], 3)
 
 
 class ConvGroup(nn.Module):
-    """Convolution and 2x2 max pooling, then `depth - 1` convolutions; from depth 3 on with a skip around them."""
+    """Convolution, 2x2 max pooling, then `depth - 1` convolutions, with a skip around them for depth 3 and more."""
 
     def __init__(self, channels_in: int, channels_out: int, depth: int) -> None:
         super().__init__()
@@ -84,17 +84,17 @@ class ConvGroup(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Patch whitening, three groups of 3x3 convolutions, global max pooling, a linear head.
+    """Patch whitening, groups of 3x3 convolutions, global max pooling, a linear head (Jordan 2024, arXiv 2404.00498).
 
-    The shape follows Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498).
-    Takes uint8 images [N, 3, H, W] of at least 12 x 12 pixels, gives logits [N, classes].
+    uint8 images [N, 3, H, W], with three groups of at least 12 x 12 pixels, to float32 logits [N, classes].
+    Twin of `app.engines.openvino.build_model`, which repeats `forward` without torch; a property test compares them.
     """
 
     def __init__(self, classes: int, widths: Sequence[int] = (64, 256, 256), depth: int = 2) -> None:
         super().__init__()
         patch = 3 * WHITENING_KERNEL**2
         self.normalize: nn.Module = Normalize()
-        self.whiten = nn.Conv2d(3, 2 * patch, WHITENING_KERNEL)  # weights by `initialize`, then fixed
+        self.whiten = nn.Conv2d(3, 2 * patch, WHITENING_KERNEL)  # `initialize` sets the weights; they stay fixed
         self.whiten.weight.requires_grad = False
         channels = [2 * patch, *widths]
         self.groups = nn.Sequential(*(ConvGroup(i, o, depth) for i, o in pairwise(channels)))
@@ -105,7 +105,7 @@ class ConvNet(nn.Module):
     def initialize(self, images: Tensor) -> None:
         """Fits normalisation and whitening to a sample of the training images, uint8 [N, H, W, 3].
 
-        The filters become the principal directions of the image's patches, scaled to unit variance, and their
+        The whitening filters are the principal components of the image patches, scaled to unit variance, and their
         negatives (Jordan 2024, section 3.2).
         """
         assert isinstance(self.normalize, Normalize)
@@ -123,7 +123,7 @@ class ConvNet(nn.Module):
         pixels = self.normalize(images.to(self.whiten.weight.dtype))
         x: Tensor = self.groups(F.gelu(self.whiten(pixels)))
         logits: Tensor = self.head(x.amax((2, 3)))
-        return logits.float() / x.shape[1]
+        return logits.float() / x.shape[1]  # head weights have unit variance; this keeps logits small
 
 
 class LeNet(nn.Module):
@@ -144,7 +144,7 @@ class LeNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """Three linear layers with sigmoids between them, on the image reduced to 4 x 4; for 10 classes 1,046 weights."""
+    """Three linear layers with sigmoids, on the image reduced to 4 x 4 pixels; 1,046 weights for 10 classes."""
 
     def __init__(self, classes: int, hidden: int = 14) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class MLP(nn.Module):
 
 
 def _to_unit(images: Tensor, network: nn.Module) -> Tensor:
-    """Pixel values 0..255 to [0, 1], in the type that the network computes in."""
+    """Pixel values 0..255 to [0, 1], in the dtype of the network's parameters."""
     return images.to(next(network.parameters()).dtype) / 255
 
 
@@ -167,16 +167,16 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"convnet": ConvNet, "lenet": LeNet,
 
 
 def build(architecture: str, arguments: dict[str, Any]) -> nn.Module:
-    """A freshly initialised network to train; raises KeyError or TypeError where the description fits none."""
+    """A newly initialised network; raises KeyError for an unknown architecture, TypeError for unknown arguments."""
     return ARCHITECTURES[architecture](**arguments)
 
 
 @torch.no_grad()
-def fold(network: nn.Module) -> nn.Module:
-    """The network as it is stored and served: a ConvNet's normalisations become part of the filters beside them.
+def fold_batchnorms(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, with a ConvNet's normalisations folded into the adjacent convolutions.
 
-    Batch normalisation has a positive scale, so that it may move before the max pooling that stands between. The
-    whitening has no padding, so that the pixels' mean may move into its bias. Other networks stay as they are.
+    A batch norm has a positive scale, so it commutes with the max pooling before it. The whitening has no padding, so
+    the pixel mean moves into its bias. Other architectures have nothing to fold.
     """
     network = copy.deepcopy(network).eval()
     if not isinstance(network, ConvNet):
@@ -199,11 +199,11 @@ def fold(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def unfold(network: ConvNet, folded: ConvNet, images: Tensor) -> None:
-    """Gives an initialised network the parameters of a folded one of its shape, so that it answers the same.
+def unfold_batchnorms(network: ConvNet, folded: ConvNet, images: Tensor) -> None:
+    """Sets an initialised network to the function of a folded one of the same shape.
 
-    What the folding added up comes apart by the mean of what each normalisation sees of the images, uint8
-    [N, H, W, 3]. Filters get the norm that Muon keeps. A head for another number of classes stays as it is.
+    Each folded bias is split into running mean and bias by the mean of the batch norm's input for `images`, uint8
+    [N, H, W, 3]. Filters get norm sqrt(out), which Muon keeps. A head for another number of classes is left unchanged.
     """
     assert isinstance(network.normalize, Normalize)
     assert network.whiten.bias is not None
@@ -216,19 +216,19 @@ def unfold(network: ConvNet, folded: ConvNet, images: Tensor) -> None:
     for group, stored in zip(network.groups, folded.groups, strict=True):
         assert isinstance(group, ConvGroup)
         assert isinstance(stored, ConvGroup)
-        for conv, norm, whole in zip(group.convs, group.norms, stored.convs, strict=True):
+        for conv, norm, folded_conv in zip(group.convs, group.norms, stored.convs, strict=True):
             assert isinstance(conv, nn.Conv2d)
-            assert isinstance(whole, nn.Conv2d)
-            size = len(whole.weight) ** 0.5 / float(whole.weight.norm())
-            conv.weight.copy_(whole.weight * size)
-            hooks.append(norm.register_forward_pre_hook(partial(_split, bias=whole.bias, size=size)))
+            assert isinstance(folded_conv, nn.Conv2d)
+            size = len(folded_conv.weight) ** 0.5 / float(folded_conv.weight.norm())
+            conv.weight.copy_(folded_conv.weight * size)
+            hooks.append(norm.register_forward_pre_hook(partial(_set_batchnorm, bias=folded_conv.bias, size=size)))
     network.eval()(images.permute(0, 3, 1, 2))
     for hook in hooks:
         hook.remove()
 
 
-def _split(norm: nn.BatchNorm2d, inputs: tuple[Tensor], bias: Tensor | None, size: float) -> None:
-    """Makes the normalisation of these inputs the same as division by `size` and addition of the bias."""
+def _set_batchnorm(norm: nn.BatchNorm2d, inputs: tuple[Tensor], bias: Tensor | None, size: float) -> None:
+    """Sets the batch norm to x / size + bias, with the mean of these inputs as its running mean."""
     mean = inputs[0].mean((0, 2, 3))
     assert bias is not None
     assert norm.running_mean is not None

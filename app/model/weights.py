@@ -3,8 +3,8 @@
 Tensors: the network's state, `reference.images` (uint8 [R, S, S, 3]) and `reference.probabilities` (float32
 [R, classes]), which the service must reproduce before it is ready. The state is in half precision; a tensor in int8
 stands for its product with `<name>.scale`, which has one number for each output channel.
-Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see Card) and the `digest`, a SHA-256 over the card
-and every tensor.
+Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see ModelCard) and the `digest`, a SHA-256 over
+the card and every tensor.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ SCALE = ".scale"
 REFERENCE_IMAGES, REFERENCE_PROBABILITIES = "reference.images", "reference.probabilities"
 
 
-class Card(BaseModel):
+class ModelCard(BaseModel):
     """What the file says of itself. Everything serving needs, and what a reader wants to know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +62,7 @@ class Card(BaseModel):
 class Weights(NamedTuple):
     """A file's content; `state` as it is stored."""
 
-    card: Card
+    card: ModelCard
     state: Tensors
     reference_images: NDArray[np.uint8]
     reference_probabilities: NDArray[np.float32]
@@ -72,7 +72,7 @@ class Weights(NamedTuple):
     def version(self) -> str:
         return self.sha256[:8]
 
-    def floats(self) -> dict[str, NDArray[np.float32]]:
+    def dequantized(self) -> dict[str, NDArray[np.float32]]:
         """The network's state by its own names; raises WeightsError for scales that do not fit."""
         floats = {name: value.astype(np.float32) for name, value in self.state.items() if not name.endswith(SCALE)}
         for name, scale in self.state.items():
@@ -84,7 +84,9 @@ class Weights(NamedTuple):
         return floats
 
 
-def save(path: Path, card: Card, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
+def save(
+    path: Path, card: ModelCard, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]
+) -> None:
     """Writes the file whole or not at all; raises OSError."""
     tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
     tensors[REFERENCE_IMAGES] = np.ascontiguousarray(images)
@@ -127,7 +129,7 @@ def _check(path: Path, metadata: dict[str, str], tensors: Tensors, sha256: str) 
     if digest != _digest(described, tensors):
         raise WeightsError(f"{path} was altered after training: its digest does not fit its content.")
     try:
-        card = Card.model_validate(described)
+        card = ModelCard.model_validate(described)
         images, probabilities = tensors.pop(REFERENCE_IMAGES), tensors.pop(REFERENCE_PROBABILITIES)
     except (ValidationError, KeyError) as error:
         reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from app.model.networks import SMALL_MAP, BatchNorm, ConvNet, Convolution, fold, unfold
+from app.model.networks import IM2COL_MAX_PIXELS, BatchNorm, ConvNet, Convolution, fold_batchnorms, unfold_batchnorms
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
@@ -23,7 +23,7 @@ def test_a_convolution_and_its_gradients_are_those_of_torch_on_maps_of_any_size(
 
 
 def test_sizes_on_both_sides_of_the_border_are_tried() -> None:
-    assert 4 * 4 <= SMALL_MAP < 5 * 5
+    assert 4 * 4 <= IM2COL_MAX_PIXELS < 5 * 5
 
 
 def random_network(classes: int, seed: int, images: torch.Tensor) -> ConvNet:
@@ -42,13 +42,13 @@ def random_network(classes: int, seed: int, images: torch.Tensor) -> ConvNet:
 
 def test_a_folded_network_comes_apart_into_one_that_answers_the_same() -> None:
     images = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
-    folded, network = fold(random_network(3, 0, images)), random_network(3, 1, images[:20])
-    unfold(network, folded, images)
+    folded, network = fold_batchnorms(random_network(3, 0, images)), random_network(3, 1, images[:20])
+    unfold_batchnorms(network, folded, images)
     pixels = images.permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = folded(pixels)
         assert torch.allclose(network(pixels), expected, atol=1e-4 * expected.std())
-        assert torch.allclose(fold(network)(pixels), expected, atol=1e-4 * expected.std())
+        assert torch.allclose(fold_batchnorms(network)(pixels), expected, atol=1e-4 * expected.std())
     for group in network.groups:
         for conv, norm in zip(group.convs, group.norms, strict=True):
             assert float(conv.weight.detach().norm()) == pytest.approx(len(conv.weight) ** 0.5)
@@ -59,5 +59,5 @@ def test_a_head_for_other_classes_stays_as_it_is() -> None:
     images = torch.randint(0, 256, (10, 32, 32, 3), dtype=torch.uint8)
     network = random_network(5, 1, images)
     head = network.head.weight.clone()
-    unfold(network, fold(random_network(3, 0, images)), images)
+    unfold_batchnorms(network, fold_batchnorms(random_network(3, 0, images)), images)
     assert torch.equal(network.head.weight, head)

@@ -16,9 +16,9 @@ from app.model import quantization, weights
 @example(filters=np.full((3, 2, 2, 2), 1e-45, np.float32))
 @example(filters=np.full((3, 2, 2, 2), 2e-43, np.float32))
 def test_filters_are_off_by_half_a_step_at_most(tiny_weights: Path, filters: NDArray[np.float32]) -> None:
-    steps, size = quantization.round_filters(filters)
+    steps, size = quantization.quantize_weights(filters)
     loaded = weights.load(tiny_weights)
-    floats = loaded._replace(state={"f": steps, "f.scale": size, "bias": np.ones(3, np.float16)}).floats()
+    floats = loaded._replace(state={"f": steps, "f.scale": size, "bias": np.ones(3, np.float16)}).dequantized()
     assert floats.keys() == {"f", "bias"}
     assert (np.abs(floats["f"] - filters) <= 0.5001 * size).all()
     assert (np.abs(filters).max((1, 2, 3)) <= 127.001 * size.ravel()).all()
@@ -26,7 +26,7 @@ def test_filters_are_off_by_half_a_step_at_most(tiny_weights: Path, filters: NDA
 
 @given(top=st.floats(1e-9, 1e6))
 def test_an_input_of_0_stays_0(top: float) -> None:
-    low, high = quantization.input_ends(top)
+    low, high = quantization.activation_bounds(top)
     step = (high - low) / 255
     assert high == top
     assert low / step == pytest.approx(round(low / step), abs=1e-6)
@@ -34,7 +34,7 @@ def test_an_input_of_0_stays_0(top: float) -> None:
 
 @given(top=st.floats(0.01, 1e6))
 def test_the_least_input_is_within_reach_and_costs_no_step_too_many(top: float) -> None:
-    low, high = quantization.input_ends(top)
+    low, high = quantization.activation_bounds(top)
     below = round(-low / (high - low) * 255)
     assert low <= -0.17
     assert -(below - 1) * top / (256 - below) > -0.17

@@ -39,7 +39,7 @@ def test_scales_that_do_not_fit_are_named(tiny_weights: Path, shape: tuple[int, 
     state = {"f": np.ones((3, 2), np.int8), "f.scale": np.ones(shape, np.float32)}
     for broken in (state, {"f.scale": state["f.scale"]}):
         with pytest.raises(WeightsError, match=r"f\.scale does not fit"):
-            weights.load(tiny_weights)._replace(state=broken).floats()
+            weights.load(tiny_weights)._replace(state=broken).dequantized()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from app.model.networks import ConvNet, LeNet, fold
+from app.model.networks import ConvNet, LeNet, fold_batchnorms
 from training import calibration
 
 
@@ -22,7 +22,7 @@ def test_each_convolution_of_the_groups_has_a_range_of_what_it_gets() -> None:
     torch.manual_seed(0)
     network, images = ConvNet(3, (8, 8)), torch.randint(0, 256, (70, 32, 32, 3), dtype=torch.uint8)
     network.initialize(images)
-    folded = fold(network)
+    folded = fold_batchnorms(network)
     ranges = calibration.input_ranges(folded, images)
     assert ranges.keys() == {f"groups.{group}.convs.{i}" for group in range(2) for i in range(2)}
     with torch.inference_mode():

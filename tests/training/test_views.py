@@ -39,7 +39,7 @@ def test_a_probability_of_zero_does_not_silence_the_other_view(images: Tensor) -
 
 def test_only_what_is_in_doubt_is_looked_at_again(images: Tensor) -> None:
     once, twice = look(images), metrics.two(look, images).softmax(1)
-    unsure = once.max(1).values < tta.SURE
+    unsure = once.max(1).values < tta.DEFAULT_THRESHOLD
     assert unsure.any()
     assert not unsure.all()
     torch.testing.assert_close(metrics.doubtful(look, images, once), torch.where(unsure[:, None], twice, once))
