@@ -58,7 +58,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         temperature=1.0,
         activation_ranges={f"groups.{group}.convs.{i}": 8.0 for group in range(3) for i in range(2)},
         test_accuracy=0.1,
-        data_set="noise",
+        dataset="noise",
         recipe={},
     )
     save(path, card, state, images.numpy(), probabilities.astype(np.float32))

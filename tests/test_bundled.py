@@ -21,7 +21,8 @@ def test_the_file_is_small_and_says_where_it_comes_from() -> None:
     assert BUNDLED.stat().st_size < 12_000_000
     assert card.classes == CLASSES
     assert card.test_accuracy >= 0.95
-    assert card.data_set == "CIFAR-10"
+    assert card.dataset == "CIFAR-10"
+    assert card.label_smoothing_correction > 0
 
 
 def test_most_examples_are_recognised(bundled: httpx.Client) -> None:

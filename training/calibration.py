@@ -101,7 +101,7 @@ def recarded(weights: Weights, **changes: Any) -> Weights:
 
 def uncalibrated(weights: Weights) -> Weights:
     """Answers as the network was trained to give them, before they were calibrated."""
-    return recarded(weights, temperature=1.0, smoothing=0.0)
+    return recarded(weights, temperature=1.0, label_smoothing_correction=0.0)
 
 
 @torch.inference_mode()
@@ -109,4 +109,4 @@ def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
     """Probabilities of the stored weights in float32 on the CPU."""
     network = load_network(weights)
     logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
-    return calibrate(logits, weights.card.temperature, weights.card.smoothing).numpy()
+    return calibrate(logits, weights.card.temperature, weights.card.label_smoothing_correction).numpy()

@@ -49,7 +49,7 @@ def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) ->
             forward_gflops=_gflops(network, recipe.image_size),
             temperature=1,
             test_accuracy=None,
-            data_set=dataset.name,
+            dataset=dataset.name,
             recipe=asdict(recipe),
         )
     except ValidationError as error:

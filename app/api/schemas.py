@@ -65,10 +65,10 @@ class ModelCard(BaseModel):
     parameters: int
     forward_gflops: float | None
     temperature: float
-    smoothing: float
+    label_smoothing_correction: float
     activation_ranges: dict[str, float]
     test_accuracy: float | None
-    data_set: str
+    dataset: str
     recipe: dict[str, Any]
     results: dict[str, Any]
     sha256: str

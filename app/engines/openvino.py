@@ -92,7 +92,8 @@ def graph(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
     features = ops.reduce_max(x, np.array([2, 3]))
     head = state["head.weight"] / (card.arguments["widths"][-1] * card.temperature)
     logits = ops.matmul(features, ops.constant(head), transpose_a=False, transpose_b=True)
-    return openvino.Model([_sharpen(ops.softmax(logits, 1), card.smoothing / len(card.classes))], [images])
+    floor = card.label_smoothing_correction / len(card.classes)
+    return openvino.Model([_sharpen(ops.softmax(logits, 1), floor)], [images])
 
 
 def _sharpen(answer: openvino.Node, floor: float) -> openvino.Node:

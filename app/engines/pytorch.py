@@ -29,7 +29,7 @@ class TorchEngine:
         self.precision = str(dtype).removeprefix("torch.")
         network = load_network(weights).to(self._device, dtype)
         self._network = network.to(memory_format=torch.channels_last)
-        self._calibration = weights.card.temperature, weights.card.smoothing
+        self._calibration = weights.card.temperature, weights.card.label_smoothing_correction
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:

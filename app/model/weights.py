@@ -1,8 +1,8 @@
-"""The weights file: safetensors with a card in its metadata. Reader and writer side by side; nothing is unpickled.
+"""The weights file: safetensors with a model card in its metadata. No pickle.
 
 Tensors: the network's state, `reference.images` (uint8 [R, S, S, 3]) and `reference.probabilities` (float32
-[R, classes]), which the service must reproduce before it is ready. The state is in half precision; a tensor in int8
-stands for its product with `<name>.scale`, which has one number for each output channel.
+[R, classes]), which the service must reproduce before it is ready. The state is in half precision; an int8 tensor is
+multiplied by `<name>.scale`, which has one number per output channel.
 Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see ModelCard) and the `digest`, a SHA-256 over
 the card and every tensor.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -31,9 +31,12 @@ REFERENCE_IMAGES, REFERENCE_PROBABILITIES = "reference.images", "reference.proba
 
 
 class ModelCard(BaseModel):
-    """What the file says of itself. Everything serving needs, and what a reader wants to know."""
+    """What the file records about its model: all that serving needs, and what a user wants to know.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Fields that were renamed are read from older files by their former names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
     classes: Annotated[
@@ -44,23 +47,27 @@ class ModelCard(BaseModel):
     arguments: dict[str, Any]
     parameters: Annotated[int, Field(gt=0)]
     forward_gflops: Annotated[
-        float | None, Field(gt=0, description="for one image, a multiply-add counted as two; null in early files")
+        float | None, Field(gt=0, description="per image, a multiply-add counts as two; null in early files")
     ] = None
-    temperature: Annotated[float, Field(gt=0, lt=100, description="logits are divided by it before softmax")]
-    smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="share of an even answer that is taken out of softmax's")
-    ] = 0.0
-    activation_ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="largest input that each convolution tells apart in int8"
+    temperature: Annotated[float, Field(gt=0, lt=100, description="divides the logits before softmax")]
+    label_smoothing_correction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        validation_alias=AliasChoices("label_smoothing_correction", "smoothing"),
+        description="weight of the uniform distribution that is subtracted after softmax",
     )
-    test_accuracy: Annotated[float | None, Field(ge=0, le=1, description="null where the test images were left unread")]
-    data_set: str
+    activation_ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="largest int8 input of each quantised convolution"
+    )
+    test_accuracy: Annotated[float | None, Field(ge=0, le=1, description="null if the test images were not read")]
+    dataset: str = Field(validation_alias=AliasChoices("dataset", "data_set"))
     recipe: dict[str, Any]
-    results: dict[str, Any] = Field(default_factory=dict, description="further figures from training")
+    results: dict[str, Any] = Field(default_factory=dict, description="further metrics from training")
 
 
 class Weights(NamedTuple):
-    """A file's content; `state` as it is stored."""
+    """Contents of a weights file; `state` as stored: half precision, or int8 with a scale."""
 
     card: ModelCard
     state: Tensors
@@ -73,40 +80,40 @@ class Weights(NamedTuple):
         return self.sha256[:8]
 
     def dequantized(self) -> dict[str, NDArray[np.float32]]:
-        """The network's state by its own names; raises WeightsError for scales that do not fit."""
-        floats = {name: value.astype(np.float32) for name, value in self.state.items() if not name.endswith(SCALE)}
+        """The network's state dict in float32; raises WeightsError for a scale of the wrong shape."""
+        state = {name: value.astype(np.float32) for name, value in self.state.items() if not name.endswith(SCALE)}
         for name, scale in self.state.items():
             if name.endswith(SCALE):
-                filters = floats.get(name.removesuffix(SCALE), np.empty(0))
+                filters = state.get(name.removesuffix(SCALE), np.empty(0))
                 if scale.shape != (*filters.shape[:1], *[1] * (filters.ndim - 1)):
-                    raise WeightsError(f"The tensor {name} does not fit what it scales.")
+                    raise WeightsError(f"The tensor {name} does not fit the tensor that it scales.")
                 filters *= scale
-        return floats
+        return state
 
 
 def save(
     path: Path, card: ModelCard, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]
 ) -> None:
-    """Writes the file whole or not at all; raises OSError."""
+    """Writes the file atomically; raises OSError."""
     tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
     tensors[REFERENCE_IMAGES] = np.ascontiguousarray(images)
     tensors[REFERENCE_PROBABILITIES] = np.ascontiguousarray(probabilities.astype(np.float32))
-    described = card.model_dump(mode="json")
-    metadata = {METADATA: json.dumps({"card": described, "digest": _digest(described, tensors)})}
+    card_json = card.model_dump(mode="json")
+    metadata = {METADATA: json.dumps({"card": card_json, "digest": _digest(card_json, tensors)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, partial, metadata)
-        partial.chmod(0o644)  # the library makes it private, but a service of another user reads it
+        partial.chmod(0o644)  # save_file makes it private; the service may run as another user
         partial.replace(path)
-    except SafetensorError as error:  # how the library reports a full disk
+    except SafetensorError as error:  # safetensors reports a full disk this way
         raise OSError(f"{path} cannot be written: {error}.") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Weights:
-    """Reads and checks the file; raises WeightsError with one sentence that names it."""
+    """Reads and verifies the file; raises WeightsError that names it."""
     try:
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -123,20 +130,20 @@ def load(path: Path) -> Weights:
 def _check(path: Path, metadata: dict[str, str], tensors: Tensors, sha256: str) -> Weights:
     try:
         content = json.loads(metadata[METADATA])
-        described, digest = content["card"], content["digest"]
+        card_json, digest = content["card"], content["digest"]
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} was not written by this project's training: it has no card.") from error
-    if digest != _digest(described, tensors):
-        raise WeightsError(f"{path} was altered after training: its digest does not fit its content.")
+    if digest != _digest(card_json, tensors):  # over the JSON as stored: field names change, files do not
+        raise WeightsError(f"{path} was altered after training: its digest does not match its content.")
     try:
-        card = ModelCard.model_validate(described)
+        card = ModelCard.model_validate(card_json)
         images, probabilities = tensors.pop(REFERENCE_IMAGES), tensors.pop(REFERENCE_PROBABILITIES)
     except (ValidationError, KeyError) as error:
         reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
-        raise WeightsError(f"{path} has a card that cannot be served: {reason}.") from error
+        raise WeightsError(f"{path} has an invalid card: {reason}.") from error
     shape = (len(images), card.input_size, card.input_size, 3)
     if not len(images) or images.shape != shape or probabilities.shape != (len(images), len(card.classes)):
-        raise WeightsError(f"{path} has reference images that do not fit its card.")
+        raise WeightsError(f"{path} has reference images that do not match its card.")
     return Weights(card, tensors, images, probabilities, sha256)
 
 

@@ -298,7 +298,7 @@ def test_the_card(client: httpx.Client) -> None:
     assert card["input_size"] == 32
     assert card["device"] == "cpu"
     assert card["version"] == card["sha256"][:8]
-    assert {"name", "architecture", "parameters", "test_accuracy", "recipe", "data_set", "precision"} <= set(card)
+    assert {"name", "architecture", "parameters", "test_accuracy", "recipe", "dataset", "precision"} <= set(card)
 
 
 def test_health(client: httpx.Client) -> None:

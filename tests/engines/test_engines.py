@@ -48,7 +48,7 @@ def test_smoothing_is_undone_and_the_order_stays(tiny: Weights, name: str) -> No
     smoothing = 10 * float(np.sort(plain, 1)[0, -3])  # all but two of the first image's classes are below it
     less = np.maximum(plain - smoothing / 10, plain / 100)
     expected = less / less.sum(1, keepdims=True)
-    card = tiny.card.model_copy(update={"smoothing": smoothing})
+    card = tiny.card.model_copy(update={"label_smoothing_correction": smoothing})
     got = engines.load(tiny._replace(card=card, reference_probabilities=expected), name=name, precision="float32")(
         tiny.reference_images
     )

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from app.engines.pytorch import load_network
 from app.errors import WeightsError
@@ -20,6 +22,20 @@ def test_what_was_saved_is_loaded(tiny_weights: Path) -> None:
     assert loaded.reference_probabilities.shape == (4, 10)
     assert loaded.version == loaded.sha256[:8]
     assert not load_network(loaded).training
+
+
+def test_file_with_former_field_names_keeps_its_digest(tiny_weights: Path, tmp_path: Path) -> None:
+    with safe_open(tiny_weights, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        card = json.loads(file.metadata()["thirtytwo"])["card"]
+    card["data_set"] = card.pop("dataset")
+    card["smoothing"] = card.pop("label_smoothing_correction") + 0.25
+    digest = weights._digest(card, tensors)
+    old = tmp_path / "old.safetensors"
+    save_file(tensors, old, {"thirtytwo": json.dumps({"card": card, "digest": digest})})
+    loaded = weights.load(old).card
+    assert (loaded.dataset, loaded.label_smoothing_correction) == ("noise", 0.25)
+    assert {"dataset", "label_smoothing_correction"} <= loaded.model_dump().keys()
 
 
 def test_saving_again_gives_the_same_file(tiny_weights: Path, tmp_path: Path) -> None:
@@ -103,9 +119,9 @@ def test_foreign_safetensors_have_no_card(tmp_path: Path) -> None:
         ({"arguments": {"classes": 10, "layers": 3}}, "arguments of convnet cannot be"),
         ({"arguments": {"classes": 10, "widths": [-1, 8, 8]}}, "arguments of convnet cannot be"),
         ({"arguments": {"classes": 10, "widths": [9, 8, 8]}}, "tensors do not fit"),
-        ({"classes": ["only one"]}, "card that cannot be served"),
-        ({"temperature": 0}, "card that cannot be served"),
-        ({"input_size": 48}, "reference images that do not fit"),
+        ({"classes": ["only one"]}, "invalid card"),
+        ({"temperature": 0}, "invalid card"),
+        ({"input_size": 48}, "reference images that do not match"),
     ],
 )
 def test_impossible_descriptions_are_refused(

@@ -42,7 +42,7 @@ def test_a_folder_becomes_a_weights_file_that_knows_its_classes(
     loaded = weights.load(fit(folder, tmp_path))
     assert loaded.card.classes == ["bright", "dim", "middling"]
     assert loaded.card.test_accuracy > 0.9
-    assert loaded.card.data_set == "shades"
+    assert loaded.card.dataset == "shades"
     assert loaded.card.results["test_images"] == 30
     # 12 numbers for 24 filters on 31 x 31 places, then per group 3 x 3 x channels in for 8 filters, twice for 2 groups
     macs = 31**2 * 24 * 12 + 31**2 * 216 * 8 + 15**2 * 72 * 8 + (15**2 + 7**2) * 72 * 8 + (7**2 + 3**2) * 72 * 8 + 24

@@ -257,6 +257,6 @@ if (card) {
   const known = card.classes.length > 20 ? `${card.classes.length} classes` : card.classes.join(", ");
   find("about").textContent =
     `The ${card.name} network knows ${known}, and takes everything for one of them. ` +
-    `It is right for ${percent(card.test_accuracy)} of the test pictures of ${card.data_set}.`;
+    `It is right for ${percent(card.test_accuracy)} of the test pictures of ${card.dataset}.`;
   showSamples(card.classes);
 }
