@@ -210,7 +210,7 @@ def floors(files: list[tuple[str, bytes]]) -> dict[str, Any]:
 
 
 def together(run: engines.Engine) -> dict[int, float]:
-    """Images/s of as many calls at once as the engine has lanes, for each batch size."""
+    """Images/s of as many calls at once as the engine has streams, for each batch size."""
     with ThreadPoolExecutor(run.streams) as pool:
         measure_one = partial(throughput.measure, partial(run, exclusive=run.streams == 1), LIMITS.size, SIZES)
         rates = [lane.result() for lane in [pool.submit(measure_one) for _ in range(run.streams)]]

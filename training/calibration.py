@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.engines import Engine
-from app.engines.pytorch import calibrate, load_network
+from app.engines.pytorch import calibrated_softmax, load_network
 from app.model.networks import ConvNet
 from app.model.quantization import ACTIVATION_LEVELS, GELU_MIN, activation_bounds
 from app.model.weights import Weights
@@ -68,10 +68,10 @@ def _squared_error(inputs: Tensor, top: float) -> float:
 
 
 def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Temperature, 0.1 to 10, and smoothing, up to 0.2, with the least negative log-likelihood by `calibrate`."""
+    """Temperature, 0.1 to 10, and smoothing, up to 0.2, of the lowest negative log-likelihood."""
 
     def loss(log_temperature: float, smoothing: float) -> float:
-        return F.nll_loss(calibrate(logits, exp(log_temperature), smoothing).log(), labels).item()
+        return F.nll_loss(calibrated_softmax(logits, exp(log_temperature), smoothing).log(), labels).item()
 
     found = [(_lowest(partial(loss, smoothing=s), log(0.1), log(10.0)), s) for s in SMOOTHINGS]
     log_temperature, smoothing = min(found, key=lambda pair: loss(*pair))
@@ -109,4 +109,4 @@ def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
     """Probabilities of the stored weights in float32 on the CPU."""
     network = load_network(weights)
     logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
-    return calibrate(logits, weights.card.temperature, weights.card.label_smoothing_correction).numpy()
+    return calibrated_softmax(logits, weights.card.temperature, weights.card.label_smoothing_correction).numpy()

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from app.engines.pytorch import load_network, pick_device
+from app.engines.hardware import resolve_device
+from app.engines.pytorch import available_device, load_network
 from app.errors import DataError, ThirtytwoError
 from app.model import networks, weights
 from app.model.networks import ConvNet, unfold_batchnorms
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     shown = replace(recipe, initial_weights=begun, teacher=teacher.name if teacher else "")
     card = export.describe(name, dataset, shown, network)
     batches = Batches(split, recipe, ranks.rank, ranks.world, teacher)
-    trainer = Trainer(network, recipe, batches, ranks.device(pick_device(arguments.device)), ranks)
+    trainer = Trainer(network, recipe, batches, ranks.device(available_device(resolve_device(arguments.device))), ranks)
     if saved:
         trainer.restore(saved)
     train(trainer, holdout, folder, arguments.checkpoint_s, arguments.tensorboard)
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     keep_memory()
     try:
-        with distributed.join(pick_device(arguments.device)) as ranks:
+        with distributed.join(available_device(resolve_device(arguments.device))) as ranks:
             run(arguments, ranks)
     except Stopped as stop:
         print(stop)

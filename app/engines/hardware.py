@@ -1,8 +1,9 @@
-"""What the processor offers: how many CPUs this process may use, and which fast arithmetic they have."""
+"""What this machine offers: CPUs of this process, their instructions, a GPU; and the choices that follow from it."""
 
 import os
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 NICE = 10  # below the event loop, which starved with 3 (docs/benchmarks.md)
@@ -18,8 +19,8 @@ def available_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
 
 
-def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The flags that Linux reports for the first CPU; empty where there is no such report."""
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Instruction set extensions of the first CPU as Linux reports them; empty on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -28,17 +29,43 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def pick_precision(flags: frozenset[str]) -> str:
-    """int8 where the processor has dot products for it, else bfloat16 likewise, else float32.
+    """The fastest of int8, bfloat16 and float32 that these CPU flags support natively.
 
-    Without such instructions int8 is neither faster nor safe from overflow in its 16-bit intermediates.
+    Without dot-product instructions int8 is not faster, and its 16-bit intermediates can overflow.
     """
     if flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
         return "int8"
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
+def resolve_device(name: str) -> str:
+    """`auto` is cuda where torch can use a GPU, else cpu; other names are returned unchanged."""
+    if name != "auto":
+        return name
+    return "cuda" if _driver_has_gpu() and _torch_has_cuda() else "cpu"
+
+
+def _driver_has_gpu() -> bool:
+    """Queries the CUDA driver: the same query through torch would cost its import on every machine without a GPU."""
+    from ctypes import CDLL, byref, c_int
+
+    try:
+        driver, count = CDLL("libcuda.so.1"), c_int()
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _torch_has_cuda() -> bool:
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def lower_priority() -> None:
-    """Of this thread and of those that it starts, where the system lets the threads of a process differ."""
+    """Lowers this thread and those that it starts by NICE, on Linux, where threads have priorities of their own."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)

@@ -1,7 +1,7 @@
-"""OpenVINO on a CPU: the network as a graph made from the weights file, in int8 where the processor has it.
+"""OpenVINO on a CPU: the network as a graph built from the weights file, in int8 where the CPU has dot products for it.
 
-The graph repeats `networks.ConvNet.forward` after `networks.fold_batchnorms`, without torch. In int8, filters
-and inputs of the groups' convolutions are rounded as `int8` describes, the inputs by the ranges in the weights file.
+Serving on a CPU needs no torch: `build_model` repeats `networks.ConvNet` after batch-norm folding. In int8, weights and
+inputs of the groups' convolutions are on the grids of `app.model.quantization`, with the ranges of the weights file.
 """
 
 from collections.abc import Mapping
@@ -14,116 +14,134 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from app.engines.hardware import lower_priority
-from app.errors import SettingsError, WeightsError
+from app.errors import DeviceError, WeightsError
+from app.model.calibration import SMOOTHING_FLOOR
 from app.model.quantization import ACTIVATION_LEVELS, WEIGHT_LEVELS, activation_bounds
-from app.model.weights import LEAST, Weights
+from app.model.weights import ModelCard, Weights
 
 Array = NDArray[np.float32]
 
-MAX_STREAMS = 2  # at most; measured on two cores
-HINTS = {"int8": "bf16", "bfloat16": "bf16", "float32": "f32"}  # what int8 leaves over runs in bfloat16
+MAX_STREAMS = 2  # measured on two cores
+PRECISION_HINTS = {"int8": "bf16", "bfloat16": "bf16", "float32": "f32"}  # of the layers that are not quantised
 
 
 class OpenVINOEngine:
-    """A lone call uses all threads; calls side by side have a share of them each, and none waits for another's.
+    """An exclusive call uses all threads; concurrent calls use one stream each, with a share of the threads.
 
-    In a batch that all threads share, each waits after every layer for the one that the event loop has interrupted.
-    Calls side by side leave the cores to the event loop when it wants them, or it could not even refuse in time.
-    Raises WeightsError for a file it cannot serve, SettingsError for a device that is not the CPU.
+    In a batch on all threads, every layer waits for the thread that the event loop has preempted. Streams do not wait
+    for each other, and their lower priority leaves the cores to the event loop, which must refuse requests in time.
+    Raises WeightsError for an unsupported architecture, DeviceError for an unsupported device or precision.
     """
 
     name = "openvino"
     device = "cpu"
 
     def __init__(self, weights: Weights, device: str, threads: int, precision: str) -> None:
-        if device not in ("auto", "cpu"):
-            raise SettingsError(f"THIRTYTWO_DEVICE: the openvino engine serves on the CPU, not on {device}.")
+        if device != "cpu":
+            raise DeviceError(f"The openvino engine runs on the CPU, not on {device}.")
         if weights.card.architecture != "convnet":
-            raise WeightsError(f"The openvino engine does not know the architecture {weights.card.architecture}.")
-        if precision not in HINTS:
-            raise SettingsError(f"THIRTYTWO_PRECISION: openvino serves in {', '.join(HINTS)}, not in {precision}.")
+            raise WeightsError(f"The openvino engine does not support the architecture {weights.card.architecture}.")
+        if precision not in PRECISION_HINTS:
+            raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
         self.precision = precision
-        ranges = weights.card.activation_ranges if precision == "int8" else {}
         self.streams = min(threads, MAX_STREAMS)
-        core, model = openvino.Core(), graph(weights, ranges)
-        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": HINTS[precision]}
+        core, model = (
+            openvino.Core(),
+            build_model(weights, weights.card.activation_ranges if precision == "int8" else {}),
+        )
+        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
 
-        def requests(streams: int) -> list[openvino.InferRequest]:
+        def create_requests(streams: int) -> list[openvino.InferRequest]:
             compiled = core.compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
             return [compiled.create_infer_request() for _ in range(streams)]
 
-        (self._whole,) = requests(1)
-        self._shares = SimpleQueue[openvino.InferRequest]()
-        with ThreadPoolExecutor(1, initializer=lower_priority) as pool:  # the streams' threads inherit its priority
-            for request in pool.submit(requests, self.streams).result() if self.streams > 1 else [self._whole]:
-                self._shares.put(request)
+        (self._all_cores_request,) = stream_requests = create_requests(1)
+        if self.streams > 1:
+            with ThreadPoolExecutor(1, initializer=lower_priority) as pool:  # stream threads inherit its priority
+                stream_requests = pool.submit(create_requests, self.streams).result()
+        self._stream_requests = SimpleQueue[openvino.InferRequest]()
+        for request in stream_requests:
+            self._stream_requests.put(request)
 
-    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
-        request = self._whole if exclusive else self._shares.get()
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Array:
+        request = self._all_cores_request if exclusive else self._stream_requests.get()
         try:
-            probabilities: NDArray[np.float32] = request.infer({0: images}, share_inputs=True)[0]
+            probabilities: Array = request.infer({0: images}, share_inputs=True)[0]
         finally:
             if not exclusive:
-                self._shares.put(request)
+                self._stream_requests.put(request)
         return probabilities
 
     def memory(self) -> None:
         return None
 
 
-def graph(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
-    """uint8 [N, S, S, 3] to probabilities [N, classes]; convolutions with a range are quantised."""
+def build_model(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
+    """uint8 [N, S, S, 3] to probabilities float32 [N, classes]; convolutions named in `ranges` are quantised.
+
+    Twin of `app.model.networks.ConvNet.forward` after `fold_batchnorms`: a change there needs one here. A property
+    test compares the two over widths, depths and input sizes.
+    """
     card = weights.card
     state = weights.dequantized()
-    groups, depth = len(card.arguments["widths"]), card.arguments["depth"]
     images = ops.parameter([-1, card.input_size, card.input_size, 3], np.uint8)
     pixels = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))
     x = ops.gelu(_convolution(pixels, state, "whiten", ranges, padding=0), "erf")
-    for group in range(groups):
-        skip = None
-        for i in range(depth):
-            y = _convolution(x, state, f"groups.{group}.convs.{i}", ranges, padding=1)
-            if i == 0:
-                y = _halve(y)
-            if i == depth - 1 and i > 1:
-                y = ops.add(y, skip)
-            x = ops.gelu(y, "erf")
-            skip = skip or x
+    for group in range(len(card.arguments["widths"])):
+        x = _group(x, state, group, card.arguments["depth"], ranges)
     features = ops.reduce_max(x, np.array([2, 3]))
-    head = state["head.weight"] / (card.arguments["widths"][-1] * card.temperature)
-    logits = ops.matmul(features, ops.constant(head), transpose_a=False, transpose_b=True)
-    floor = card.label_smoothing_correction / len(card.classes)
-    return openvino.Model([_sharpen(ops.softmax(logits, 1), floor)], [images])
+    head = ops.constant(state["head.weight"] / card.arguments["widths"][-1])
+    logits = ops.matmul(features, head, transpose_a=False, transpose_b=True)
+    return openvino.Model([calibrated_softmax(logits, card)], [images])
 
 
-def _sharpen(answer: openvino.Node, floor: float) -> openvino.Node:
-    """`torch_engine.calibrate` after softmax."""
-    left = ops.maximum(ops.subtract(answer, np.float32(floor)), ops.multiply(answer, np.float32(LEAST)))
-    return ops.divide(left, ops.reduce_sum(left, np.array([1]), keep_dims=True))
+def _group(
+    x: openvino.Node, state: Mapping[str, Array], group: int, depth: int, ranges: Mapping[str, float]
+) -> openvino.Node:
+    """`networks.ConvGroup`: [N, C, H, W] to [N, C', H / 2, W / 2]."""
+    skip = None
+    for i in range(depth):
+        y = _convolution(x, state, f"groups.{group}.convs.{i}", ranges, padding=1)
+        if i == 0:
+            y = _max_pool(y)
+        if i == depth - 1 and i > 1:
+            y = ops.add(y, skip)
+        x = ops.gelu(y, "erf")
+        skip = skip or x
+    return x
+
+
+def calibrated_softmax(logits: openvino.Node, card: ModelCard) -> openvino.Node:
+    """The graph form of `app.model.calibration.calibrated_softmax`, with the card's constants."""
+    softmax = ops.softmax(ops.divide(logits, np.float32(card.temperature)), 1)
+    floor = np.float32(card.label_smoothing_correction / len(card.classes))
+    corrected = ops.maximum(ops.subtract(softmax, floor), ops.multiply(softmax, np.float32(SMOOTHING_FLOOR)))
+    return ops.divide(corrected, ops.reduce_sum(corrected, np.array([1]), keep_dims=True))
 
 
 def _convolution(
     x: openvino.Node, state: Mapping[str, Array], name: str, ranges: Mapping[str, float], padding: int
 ) -> openvino.Node:
-    filters, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-    kernel = ops.constant(filters)
+    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    kernel = ops.constant(weight)
     if name in ranges:
         low, high = activation_bounds(ranges[name])
-        x = _quantize(x, np.array(low, np.float32), np.array(high, np.float32), ACTIVATION_LEVELS)
-        largest: Array = np.abs(filters).max((1, 2, 3), keepdims=True)
-        kernel = _quantize(kernel, -largest, largest, WEIGHT_LEVELS)
+        x = _fake_quantize(x, np.array(low, np.float32), np.array(high, np.float32), ACTIVATION_LEVELS)
+        largest: Array = np.abs(weight).max((1, 2, 3), keepdims=True)
+        kernel = _fake_quantize(kernel, -largest, largest, WEIGHT_LEVELS)
     pads = [padding, padding]
     y = ops.convolution(x, kernel, strides=[1, 1], pads_begin=pads, pads_end=pads, dilations=[1, 1])
     return ops.add(y, ops.constant(bias.reshape(1, -1, 1, 1)))
 
 
-def _quantize(x: openvino.Node, low: Array, high: Array, levels: int) -> openvino.Node:
-    ends = [ops.constant(np.broadcast_to(end, end.shape or (1,)).astype(np.float32)) for end in (low, high)]
-    return ops.fake_quantize(x, *ends, *ends, levels)
+def _fake_quantize(x: openvino.Node, low: Array, high: Array, levels: int) -> openvino.Node:
+    """OpenVINO's CPU plugin runs a convolution in int8 where both of its inputs come from such a node."""
+    bounds = [ops.constant(np.broadcast_to(bound, bound.shape or (1,)).astype(np.float32)) for bound in (low, high)]
+    return ops.fake_quantize(x, *bounds, *bounds, levels)
 
 
-def _halve(x: openvino.Node) -> openvino.Node:
-    """Max pooling over 2 x 2 pixels."""
+def _max_pool(x: openvino.Node) -> openvino.Node:
+    """2 x 2 pixels, stride 2."""
     none, two = [0, 0], [2, 2]
     pooled = ops.max_pool(x, strides=two, dilations=[1, 1], pads_begin=none, pads_end=none, kernel_shape=two)
     return pooled.output(0)

@@ -9,7 +9,7 @@ import pytest
 
 from app import engines
 from app.engines import hardware
-from app.errors import SettingsError, WeightsError
+from app.errors import DeviceError, WeightsError
 from app.model import weights
 from app.model.weights import Weights
 from tests.conftest import EXAMPLES
@@ -85,15 +85,15 @@ def test_a_cpu_gets_openvino_by_default(tiny: Weights) -> None:
 
 def test_an_architecture_only_torch_knows_falls_back_to_it(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
     other = tiny._replace(card=tiny.card.model_copy(update={"architecture": "lenet"}))
-    with pytest.raises(WeightsError, match="arguments of lenet cannot be"):
+    with pytest.raises(WeightsError, match="Invalid arguments of lenet"):
         engines.load(other)
-    assert "falling back to torch: The openvino engine does not know the architecture lenet" in caplog.text
+    assert "falling back to torch: The openvino engine does not support the architecture lenet" in caplog.text
 
 
 def test_references_that_are_not_reproduced_are_refused(tiny: Weights) -> None:
     wrong = np.roll(tiny.reference_probabilities, 1, axis=1) + 0.2
     for name in ("torch", "openvino"):
-        with pytest.raises(WeightsError, match=f"The {name} engine on cpu in .* misses the file's reference"):
+        with pytest.raises(WeightsError, match=f"The output of {name} on cpu in .* differs from the file's reference"):
             engines.load(tiny._replace(reference_probabilities=wrong), name=name)
 
 
@@ -102,13 +102,14 @@ def test_references_that_are_not_reproduced_are_refused(tiny: Weights) -> None:
     [
         ({"name": "torch", "precision": "int8"}, "int8 needs the openvino engine"),
         ({"name": "openvino", "precision": "float16"}, "not in float16"),
-        ({"name": "openvino", "device": "mps"}, "serves on the CPU, not on mps"),
+        ({"name": "openvino", "device": "mps"}, "runs on the CPU, not on mps"),
         ({"device": "cuda:5"}, "cuda:5 is not available"),
+        ({"device": "tpu"}, "tpu is not a device"),
         ({"device": "mps"}, "mps is not available"),
     ],
 )
 def test_what_cannot_be_is_said(tiny: Weights, options: dict[str, str], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(DeviceError, match=message):
         engines.load(tiny, **options)
 
 
@@ -125,11 +126,11 @@ def test_what_cannot_be_is_said(tiny: Weights, options: dict[str, str], message:
 def test_precision_follows_the_processor(tmp_path: Path, flags: str, precision: str) -> None:
     report = tmp_path / "cpuinfo"
     report.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
-    assert hardware.pick_precision(hardware.features(report)) == precision
+    assert hardware.pick_precision(hardware.cpu_flags(report)) == precision
 
 
 def test_an_unknown_processor_computes_in_float32(tmp_path: Path) -> None:
-    assert hardware.pick_precision(hardware.features(tmp_path / "none")) == "float32"
+    assert hardware.pick_precision(hardware.cpu_flags(tmp_path / "none")) == "float32"
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("100000 100000", 1), ("150000 100000", 1), ("10000 100000", 1)])

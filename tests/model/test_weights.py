@@ -115,10 +115,10 @@ def test_foreign_safetensors_have_no_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "transformer"}, "architecture 'transformer' is not known"),
-        ({"arguments": {"classes": 10, "layers": 3}}, "arguments of convnet cannot be"),
-        ({"arguments": {"classes": 10, "widths": [-1, 8, 8]}}, "arguments of convnet cannot be"),
-        ({"arguments": {"classes": 10, "widths": [9, 8, 8]}}, "tensors do not fit"),
+        ({"architecture": "transformer"}, "architecture 'transformer' is not supported"),
+        ({"arguments": {"classes": 10, "layers": 3}}, "Invalid arguments of convnet"),
+        ({"arguments": {"classes": 10, "widths": [-1, 8, 8]}}, "Invalid arguments of convnet"),
+        ({"arguments": {"classes": 10, "widths": [9, 8, 8]}}, "tensors do not match"),
         ({"classes": ["only one"]}, "invalid card"),
         ({"temperature": 0}, "invalid card"),
         ({"input_size": 48}, "reference images that do not match"),
