@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from app.engines.pytorch import load_network, pick_dtype
+from app.engines.pytorch import calibrated_softmax, load_network, pick_dtype
 from app.model import weights
 from app.settings import Settings
 
@@ -22,11 +22,11 @@ class Classifier(nn.Module):
         super().__init__()
         network = load_network(file).to(pick_dtype(torch.device("cpu")))
         self.network = network.to(memory_format=torch.channels_last)
-        self.temperature = file.card.temperature
+        self.calibration = file.card.temperature, file.card.label_smoothing_correction
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network(images.to(memory_format=torch.channels_last))
-        return (logits.float() / self.temperature).softmax(1)
+        return calibrated_softmax(logits.float(), *self.calibration)
 
 
 def main() -> None:
