@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Lifespan
 
-from app import __version__, engines, settings
+from app import __version__, settings
 from app.api import openapi, predict, problems, routes
 from app.api.middleware import RequestContext, TrustedHosts
-from app.lifespan import LoadEngine, lifespan
+from app.lifespan import LoadEngine, lifespan, load_engine
 from app.oip.routes import router as inference_router
 from app.settings import Settings
 from app.telemetry.logs import AccessLog
@@ -28,7 +28,7 @@ DESCRIPTION = "Classifies small images. Send one or many, get labels with probab
 
 def create_app(
     config: Settings | None = None,
-    load_engine: LoadEngine = engines.load,
+    load_engine: LoadEngine = load_engine,
     exit_process: Callable[[int], None] = os._exit,
 ) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError.

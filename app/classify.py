@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from app import engines, settings
+from app import settings
 from app.errors import RequestError, ThirtytwoError, UndecodableImage
 from app.inference.classifier import top_classes
 from app.inference.decoding import File
 from app.inference.pipeline import Deadline, Pipeline, Prediction
-from app.lifespan import build_classifier, build_pipeline
+from app.lifespan import build_classifier, build_pipeline, load_engine
 
 TIMEOUT_S = 3600.0  # of one chunk; a local user waits
 
@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     try:
         config = settings.load()
         config = config.model_copy(update={"weights": arguments.weights or config.weights, "workers": 1})
-        classifier = build_classifier(config, engines.load)
+        classifier = build_classifier(config, load_engine)
     except ThirtytwoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

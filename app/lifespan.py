@@ -12,11 +12,12 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
+from app import engines
 from app.api.auth import Keys
 from app.engines import Engine
 from app.engines.hardware import available_cpus
 from app.inference.batcher import Batcher, batch_sizes
-from app.inference.classifier import Classifier, Probabilities
+from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
@@ -30,7 +31,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
 from app.watchdog import watch
 
-LoadEngine = Callable[[Weights, str, int, str, str], Engine]
+LoadEngine = Callable[[Weights, Settings], Engine]
 
 logger = logging.getLogger(__name__)
 
@@ -75,19 +76,24 @@ def lifespan(
     return run
 
 
+def load_engine(weights: Weights, settings: Settings) -> Engine:
+    """The engine that the settings name; the workers share the CPUs. Raises WeightsError or DeviceError."""
+    threads = settings.threads or max(1, available_cpus() // settings.workers)
+    options = settings.device, threads, settings.engine, settings.precision, settings.early_exit
+    return engines.load(weights, *options)
+
+
 def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
     """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or DeviceError."""
     file = weights.load(settings.weights)
-    threads = settings.threads or max(1, available_cpus() // settings.workers)
-    engine = load_engine(file, settings.device, threads, settings.engine, settings.precision)
-    return Classifier(file, engine, batch_sizes(settings.max_batch), settings.tta_threshold)
+    return Classifier(file, load_engine(file, settings), batch_sizes(settings.max_batch))
 
 
 def build_pipeline(
     settings: Settings, classifier: Classifier, on_batch: Callable[[int, float], None] = lambda size, seconds: None
 ) -> Pipeline:
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
-    queue: RequestQueue[DecodedImage, Probabilities] = RequestQueue(settings.max_queue)
+    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue)
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size)
     batcher = Batcher(
         classifier.classify,
@@ -110,6 +116,6 @@ def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float]
 
 def _describe(metrics: Metrics, classifier: Classifier) -> None:
     weights, engine = classifier.weights, classifier.engine
-    metrics.name_classes(classifier.classes)
+    metrics.describe_model(classifier.classes, max(1, len(weights.card.stages)))
     labels = weights.card.name, weights.version, engine.name, engine.device, engine.precision
     metrics.model_info.labels(*labels).set(1)

@@ -7,7 +7,6 @@ from pydantic import Field, FilePath, SecretStr, ValidationError, field_validato
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
-from app.model.tta import DEFAULT_THRESHOLD
 from app.model.weights import BUNDLED
 
 PREFIX = "THIRTYTWO_"
@@ -39,11 +38,8 @@ class Settings(BaseSettings):
     )
     max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
     max_queue: Count = Field(512, description="images waiting before 429; under a second of work on two cores")
-    tta_threshold: float = Field(
-        DEFAULT_THRESHOLD,
-        ge=0,
-        le=1,
-        description="run flip TTA on JPEG/WebP whose top probability is below this; 0 disables it",
+    early_exit: bool = Field(
+        True, description="an image leaves the cascade after the first confident stage; false: it passes all stages"
     )
     request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
     max_files: Count = Field(256, description="files in one request")

@@ -15,8 +15,8 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import engines
-from app.application import LoadEngine, create_app
+from app.application import create_app
+from app.lifespan import LoadEngine, load_engine
 from app.settings import Settings
 from app.telemetry import logs
 
@@ -26,7 +26,7 @@ def app(settings: Settings) -> Application:
     return replicas(settings)
 
 
-def replicas(settings: Settings, load_engine: LoadEngine = engines.load, **options: Any) -> Application:
+def replicas(settings: Settings, load_engine: LoadEngine = load_engine, **options: Any) -> Application:
     """The options are those of a deployment and go before what follows from the settings."""
     follows = {
         # one batch at work and the next one gathering, but no more than the replica itself has room for

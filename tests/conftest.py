@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
-from app import engines
 from app.api.http_protocol import Protocol
-from app.application import LoadEngine, create_app
+from app.application import create_app
+from app.engines.pytorch import load_network
+from app.lifespan import LoadEngine, load_engine
+from app.model.calibration import calibrated_softmax
+from app.model.card import ModelCard, Stage
 from app.model.networks import ConvNet, fold_batchnorms
-from app.model.weights import ModelCard, save
+from app.model.weights import Weights, cascade_state, save
 from app.settings import Settings
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
@@ -36,20 +40,52 @@ def cat() -> bytes:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of a small untrained network that knows CIFAR-10's classes."""
+    """The weights file of a small untrained network with CIFAR-10's classes."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    arguments = {"classes": 10, "widths": [8, 8, 8], "depth": 2}
+    tiny = untrained("tiny", 8)
+    save(path, tiny.card, tiny.state, tiny.reference_images, tiny.reference_probabilities)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cascade_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights file of a cascade: a small network, a larger one, and the larger one on the flipped image."""
+    path = tmp_path_factory.mktemp("weights") / "cascade.safetensors"
+    networks = [untrained("small", 8), untrained("large", 16)]
+    stages = [
+        Stage(network=0, threshold=0.15),
+        Stage(network=1, threshold=0.2),
+        Stage(network=1, hflip=True, average_last=2),
+    ]
+    card = networks[0].card.model_copy(
+        update={
+            "name": "cascade",
+            "architecture": "cascade",
+            "arguments": {},
+            "activation_ranges": {},
+            "networks": [each.card for each in networks],
+            "stages": stages,
+        }
+    )
+    images = networks[0].reference_images
+    small, large, flipped = (
+        probabilities(networks[stage.network], images[:, :, ::-1] if stage.hflip else images) for stage in stages
+    )
+    mean = calibrated_softmax((np.log(large) + np.log(flipped)) / 2, 1.0, 0.0)
+    save(path, card, cascade_state(networks), images, mean, np.stack([small, large, mean]))
+    return path
+
+
+def untrained(name: str, width: int) -> Weights:
+    """A network with random weights in half precision, and its reference outputs."""
+    arguments = {"classes": 10, "widths": [width] * 3, "depth": 2}
     torch.manual_seed(0)
     network = ConvNet(**arguments)
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     network.initialize(images)
-    folded = fold_batchnorms(network)
-    state = {name: value.half().numpy() for name, value in folded.state_dict().items()}
-    folded.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    with torch.inference_mode():
-        probabilities = folded(images.permute(0, 3, 1, 2)).softmax(1).numpy()
+    state = {name: value.half().numpy() for name, value in fold_batchnorms(network).state_dict().items()}
     card = ModelCard(
-        name="tiny",
+        name=name,
         classes=CLASSES,
         input_size=32,
         architecture="convnet",
@@ -61,14 +97,22 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset="noise",
         recipe={},
     )
-    save(path, card, state, images.numpy(), probabilities.astype(np.float32))
-    return path
+    weights = Weights(card, state, images.numpy(), np.empty(0, np.float32), "")
+    return weights._replace(reference_probabilities=probabilities(weights, images.numpy()))
+
+
+@torch.inference_mode()
+def probabilities(weights: Weights, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The stored network's softmax, in float32."""
+    batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    softmax: NDArray[np.float32] = load_network(weights)(batch).softmax(1).numpy()
+    return softmax
 
 
 @contextmanager
 def serving(
     settings: Settings,
-    load_engine: LoadEngine = engines.load,
+    load_engine: LoadEngine = load_engine,
     protocol: type[Protocol] = Protocol,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> Iterator[httpx.Client]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from app import classify
 from app.settings import Settings
@@ -20,20 +19,13 @@ def test_a_line_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].count("%") == 3
 
 
-def test_uncertain_jpeg_is_classified_as_by_the_service(
-    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photo = tmp_path / "cat.jpg"
-    Image.open(EXAMPLES / "cat.png").save(photo)
-    tops = []
-    for threshold in ("0", "1"):
-        monkeypatch.setenv("THIRTYTWO_TTA_THRESHOLD", threshold)
-        assert classify.run(["--json", "--top-k", "10", "--weights", str(tiny_weights), str(photo)]) == 0
-        tops.append(json.loads(capsys.readouterr().out)["top"])
-    with serving(Settings(weights=tiny_weights, tta_threshold=1)) as client:
-        files = {"file": photo.read_bytes()}
-        assert client.post("/predict", params={"top_k": 10}, files=files).json()["predictions"][0]["top"] == tops[1]
-    assert tops[0] != tops[1]
+def test_cascade_is_classified_as_by_the_service(cascade_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = EXAMPLES / "cat.png"
+    assert classify.run(["--json", "--top-k", "10", "--weights", str(cascade_weights), str(photo)]) == 0
+    top = json.loads(capsys.readouterr().out)["top"]
+    with serving(Settings(weights=cascade_weights)) as client:
+        response = client.post("/predict", params={"top_k": 10}, files={"file": photo.read_bytes()})
+    assert response.json()["predictions"][0]["top"] == top
 
 
 def test_json_is_the_contracts(tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

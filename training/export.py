@@ -14,8 +14,9 @@ from app import engines
 from app.engines.pytorch import load_network
 from app.errors import SettingsError
 from app.model import networks
+from app.model.card import ModelCard
 from app.model.quantization import quantize_weights
-from app.model.weights import SCALE, ModelCard, Tensors, Weights, save
+from app.model.weights import SCALE, Tensors, Weights, save
 from benchmarks import throughput
 from training import calibration, metrics
 from training.data import DataSet, Split

@@ -34,7 +34,7 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 def served(run: Engine, images: Tensor) -> Tensor:
     """Probabilities float32 [N, classes] from an engine, one view an image, in batches as a service makes them."""
     parts = (np.ascontiguousarray(part.numpy()) for part in images.split(SERVED_BATCH))
-    return torch.cat([torch.from_numpy(run(part)) for part in parts])
+    return torch.cat([torch.from_numpy(run(part).probabilities) for part in parts])
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:

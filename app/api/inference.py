@@ -30,7 +30,7 @@ async def classify(
     outcomes, start, *seconds = classification
     timings = scope["state"]["timings"] = Timings(start, *seconds)
     service.metrics.observe_timings(timings)
-    service.metrics.observe_predictions([each.probabilities for each in outcomes if isinstance(each, Prediction)])
+    service.metrics.observe_predictions([each for each in outcomes if isinstance(each, Prediction)])
     return classification
 
 

@@ -1,16 +1,18 @@
-"""Engines run the network of a weights file on a device: uint8 images to float32 probabilities."""
+"""Engines run the model of a weights file on a device: uint8 images to float32 probabilities."""
 
 import logging
 import sys
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from app.engines.base import Engine, Output
+from app.engines.cascade import CascadeEngine
 from app.engines.hardware import available_cpus, cpu_flags, pick_precision, resolve_device
 from app.errors import WeightsError
 from app.model.weights import Weights
+
+__all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "verify_references"]
 
 # Largest allowed difference from a reference probability, by precision.
 TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
@@ -18,50 +20,44 @@ TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
 logger = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
-    """A network on a device. `streams` is the number of threads that may call it concurrently."""
-
-    name: str
-    device: str
-    precision: str
-    streams: int
-
-    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
-        """Images uint8 [N, S, S, 3] to probabilities float32 [N, classes].
-
-        An exclusive call may use all cores; at most one exclusive call runs at a time.
-        """
-        ...
-
-    def memory(self) -> tuple[int, int] | None:
-        """(bytes used by all processes, bytes in total) of a device with its own memory, else None."""
-        ...
-
-
 def load(
-    weights: Weights, device: str = "auto", threads: int = 0, name: str = "auto", precision: str = "auto"
+    weights: Weights,
+    device: str = "auto",
+    threads: int = 0,
+    name: str = "auto",
+    precision: str = "auto",
+    early_exit: bool = True,
 ) -> Engine:
     """An engine that reproduces the file's reference probabilities; `threads` 0 means all available CPUs.
 
-    `name` auto is OpenVINO on a CPU, and torch elsewhere or where OpenVINO cannot run the file. Raises WeightsError
-    or DeviceError where no engine can.
+    `name` auto is OpenVINO on a CPU, and torch elsewhere or where OpenVINO cannot run the file. Without `early_exit`
+    every image passes all stages of a cascade. Raises WeightsError or DeviceError where no engine can.
     """
     threads = threads or available_cpus()
     device = resolve_device(device)
     if name == "openvino" or (name == "auto" and _prefer_openvino(device)):
         try:
-            return verify_references(_load_openvino(weights, device, threads, precision), weights)
+            return _load("openvino", weights, device, threads, precision, early_exit)
         except WeightsError as error:
             if name == "openvino":
                 raise
             logger.warning("falling back to torch: %s", error)
-    return verify_references(_load_torch(weights, device, threads, precision), weights)
+    return _load("torch", weights, device, threads, precision, early_exit)
 
 
-def verify_references(engine: Engine, weights: Weights) -> Engine:
-    """Raises WeightsError where the engine's output differs too much from the file's reference probabilities."""
-    probabilities = engine(weights.reference_images)
-    worst = float(np.abs(probabilities - weights.reference_probabilities).max())
+def verify_references(engine: Engine, weights: Weights) -> None:
+    """Raises WeightsError where the engine's output differs too much from the file's reference probabilities.
+
+    Every stage of a cascade is verified on every reference image: an image near a threshold may leave after another
+    stage in another precision.
+    """
+    if isinstance(engine, CascadeEngine) and weights.reference_stages is not None:
+        outputs = engine.run_stages(weights.reference_images, early_exit=False)
+        probabilities = np.stack([output.probabilities for output in outputs])
+        expected = weights.reference_stages
+    else:
+        probabilities, expected = engine(weights.reference_images).probabilities, weights.reference_probabilities
+    worst = float(np.abs(probabilities - expected).max())
     tolerance = TOLERANCE[engine.precision]
     where = f"{engine.name} on {engine.device} in {engine.precision}"
     if not worst <= tolerance:  # also for NaN
@@ -70,7 +66,24 @@ def verify_references(engine: Engine, weights: Weights) -> Engine:
             f"at most {tolerance} is allowed."
         )
     logger.info("%s reproduces the reference probabilities within %.4f", where, worst)
+
+
+def _load(name: str, weights: Weights, device: str, threads: int, precision: str, early_exit: bool) -> Engine:
+    load_network = _load_openvino if name == "openvino" else _load_torch
+    engine: Engine
+    if weights.card.stages:
+        networks = [load_network(_uncalibrated(each), device, threads, precision) for each in weights.networks]
+        engine = CascadeEngine(networks, weights.card.stages, early_exit)
+    else:
+        engine = load_network(weights, device, threads, precision)
+    verify_references(engine, weights)
     return engine
+
+
+def _uncalibrated(weights: Weights) -> Weights:
+    """The network with its plain softmax: a cascade calibrates each of its stages."""
+    plain = {"temperature": 1.0, "label_smoothing_correction": 0.0}
+    return weights._replace(card=weights.card.model_copy(update=plain))
 
 
 def _prefer_openvino(device: str) -> bool:

@@ -4,7 +4,7 @@ Serving on a CPU needs no torch: `build_model` repeats `networks.ConvNet` after 
 inputs of the groups' convolutions are on the grids of `app.model.quantization`, with the ranges of the weights file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -13,11 +13,14 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from app.engines import base
+from app.engines.base import Output
 from app.engines.hardware import lower_priority
 from app.errors import DeviceError, WeightsError
 from app.model.calibration import SMOOTHING_FLOOR
+from app.model.card import ModelCard
 from app.model.quantization import ACTIVATION_LEVELS, WEIGHT_LEVELS, activation_bounds
-from app.model.weights import ModelCard, Weights
+from app.model.weights import Weights
 
 Array = NDArray[np.float32]
 
@@ -63,14 +66,17 @@ class OpenVINOEngine:
         for request in stream_requests:
             self._stream_requests.put(request)
 
-    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Array:
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         request = self._all_cores_request if exclusive else self._stream_requests.get()
         try:
             probabilities: Array = request.infer({0: images}, share_inputs=True)[0]
         finally:
             if not exclusive:
                 self._stream_requests.put(request)
-        return probabilities
+        return Output(probabilities, np.zeros(len(images), np.uint8))
+
+    def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
+        base.prepare(self, sizes, image)
 
     def memory(self) -> None:
         return None

@@ -1,5 +1,6 @@
 """Eager PyTorch: the engine on CUDA and MPS, and on a CPU for architectures that OpenVINO does not support."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.errors import DeviceError, WeightsError
+from app.engines import base
+from app.engines.base import Output
+from app.errors import DeviceError, DeviceLostError, WeightsError
 from app.model import networks
 from app.model.calibration import SMOOTHING_FLOOR
 from app.model.weights import Weights
@@ -35,14 +38,24 @@ class TorchEngine:
         self._network = network.to(memory_format=torch.channels_last)
         self._calibration = weights.card.temperature, weights.card.label_smoothing_correction
 
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
+        try:
+            probabilities = self._probabilities(images)
+        except torch.AcceleratorError as error:  # after a CUDA error every later call fails, too
+            raise DeviceLostError(str(error).splitlines()[0]) from error
+        return Output(probabilities, np.zeros(len(images), np.uint8))
+
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
+    def _probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         batch = torch.from_numpy(images)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
         logits = self._network(batch.to(self._device).permute(0, 3, 1, 2)).float()
         probabilities: NDArray[np.float32] = calibrated_softmax(logits, *self._calibration).cpu().numpy()
         return probabilities
+
+    def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
+        base.prepare(self, sizes, image)
 
     def memory(self) -> tuple[int, int] | None:
         if self._device.type != "cuda":

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from app.errors import DeadlineExceeded, RequestError
 from app.inference.batcher import Batcher
-from app.inference.classifier import Probabilities
+from app.inference.classifier import Probabilities, Scores
 from app.inference.decoding import Decoded, DecodePool, File
 from app.inference.queue import Reservation
 from app.model.preprocessing import DecodedImage
@@ -25,9 +25,13 @@ class Deadline(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Probabilities float32 [classes] of an image; its (width, height) if that is not the model's input size."""
+    """Probabilities float32 [classes] of an image, the cascade's stage after which it left, and its size.
+
+    `resized_from` is (width, height) if that is not the model's input size.
+    """
 
     probabilities: Probabilities
+    stage: int
     resized_from: tuple[int, int] | None
 
 
@@ -53,7 +57,7 @@ class RejectedFile(Exception):
 class Pipeline:
     """What `POST /predict`, the Open Inference Protocol and `python -m app classify` share."""
 
-    def __init__(self, decoder: DecodePool, batcher: Batcher[DecodedImage, Probabilities]) -> None:
+    def __init__(self, decoder: DecodePool, batcher: Batcher[DecodedImage, Scores]) -> None:
         self.batcher = batcher
         self._decoder = decoder
         self._queue = batcher.queue
@@ -98,7 +102,7 @@ class Pipeline:
         result = await self.batcher.submit(images, reservation)
         rows = iter(result.results)
         outcomes: list[Prediction | RequestError] = [
-            image if isinstance(image, RequestError) else Prediction(next(rows), image.resized_from)
+            image if isinstance(image, RequestError) else Prediction(*next(rows), image.resized_from)
             for image in decoded
         ]
         return Classification(outcomes, start, decode_s, result.queue_s, result.inference_s)

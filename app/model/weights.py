@@ -1,69 +1,43 @@
 """The weights file: safetensors with a model card in its metadata. No pickle.
 
-Tensors: the network's state, `reference.images` (uint8 [R, S, S, 3]) and `reference.probabilities` (float32
-[R, classes]), which the service must reproduce before it is ready. The state is in half precision; an int8 tensor is
-multiplied by `<name>.scale`, which has one number per output channel.
-Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see ModelCard) and the `digest`, a SHA-256 over
-the card and every tensor.
+Tensors: the state of the network, or `networks.<i>.` and the state of each network of a cascade; `reference.images`
+(uint8 [R, S, S, 3]) and `reference.probabilities` (float32 [R, classes]), which the service must reproduce before it is
+ready; for a cascade also `reference.stages` (float32 [stages, R, classes]), the probabilities after each stage. The
+state is in half precision; an int8 tensor is multiplied by `<name>.scale`, which has one number per output channel.
+Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see ModelCard) and the `digest`, a SHA-256 over the
+card and every tensor.
 """
 
 import hashlib
 import json
+import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
 
 from app.errors import WeightsError
+from app.model.card import ConvNetArguments, ModelCard
 
 Tensors = dict[str, NDArray[Any]]
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "cifar10.safetensors"
 
-LEAST = 0.01  # what is left of a probability below the share of smoothing, so that the order stays
 METADATA = "thirtytwo"
 SCALE = ".scale"
+NETWORK = "networks.{}."
 REFERENCE_IMAGES, REFERENCE_PROBABILITIES = "reference.images", "reference.probabilities"
+REFERENCE_STAGES = "reference.stages"
 
-
-class ModelCard(BaseModel):
-    """What the file records about its model: all that serving needs, and what a user wants to know.
-
-    Fields that were renamed are read from older files by their former names.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
-    classes: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=10_000)
-    ]
-    input_size: Annotated[int, Field(ge=8, le=1024, description="width and height in pixels")]
-    architecture: str
-    arguments: dict[str, Any]
-    parameters: Annotated[int, Field(gt=0)]
-    forward_gflops: Annotated[
-        float | None, Field(gt=0, description="per image, a multiply-add counts as two; null in early files")
-    ] = None
-    temperature: Annotated[float, Field(gt=0, lt=100, description="divides the logits before softmax")]
-    label_smoothing_correction: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        validation_alias=AliasChoices("label_smoothing_correction", "smoothing"),
-        description="weight of the uniform distribution that is subtracted after softmax",
-    )
-    activation_ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="largest int8 input of each quantised convolution"
-    )
-    test_accuracy: Annotated[float | None, Field(ge=0, le=1, description="null if the test images were not read")]
-    dataset: str = Field(validation_alias=AliasChoices("dataset", "data_set"))
-    recipe: dict[str, Any]
-    results: dict[str, Any] = Field(default_factory=dict, description="further metrics from training")
+MAX_FILE_BYTES = 256 << 20  # read into memory at start-up
+MAX_HEADER_BYTES = 16 << 20  # holds the card; 10,000 class names of 200 characters are 2 MB
+MAX_REFERENCES = 64  # images that every start runs
 
 
 class Weights(NamedTuple):
@@ -74,10 +48,21 @@ class Weights(NamedTuple):
     reference_images: NDArray[np.uint8]
     reference_probabilities: NDArray[np.float32]
     sha256: str
+    reference_stages: NDArray[np.float32] | None = None
 
     @property
     def version(self) -> str:
         return self.sha256[:8]
+
+    @property
+    def networks(self) -> list["Weights"]:
+        """The networks of a cascade, each with its own card and without reference probabilities."""
+        parts = []
+        for index, card in enumerate(self.card.networks):
+            prefix = NETWORK.format(index)
+            state = {name[len(prefix) :]: value for name, value in self.state.items() if name.startswith(prefix)}
+            parts.append(Weights(card, state, self.reference_images, np.empty(0, np.float32), self.sha256))
+        return parts
 
     def dequantized(self) -> dict[str, NDArray[np.float32]]:
         """The network's state dict in float32; raises WeightsError for a scale of the wrong shape."""
@@ -91,19 +76,31 @@ class Weights(NamedTuple):
         return state
 
 
+def cascade_state(networks: Sequence[Weights]) -> Tensors:
+    """The states of several networks under the names that a cascade's file has for them."""
+    return {NETWORK.format(i) + name: value for i, each in enumerate(networks) for name, value in each.state.items()}
+
+
 def save(
-    path: Path, card: ModelCard, state: Tensors, images: NDArray[np.uint8], probabilities: NDArray[np.float32]
+    path: Path,
+    card: ModelCard,
+    state: Tensors,
+    images: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+    stages: NDArray[np.float32] | None = None,
 ) -> None:
     """Writes the file atomically; raises OSError."""
     tensors = {name: np.ascontiguousarray(value) for name, value in state.items()}
     tensors[REFERENCE_IMAGES] = np.ascontiguousarray(images)
     tensors[REFERENCE_PROBABILITIES] = np.ascontiguousarray(probabilities.astype(np.float32))
+    if stages is not None:
+        tensors[REFERENCE_STAGES] = np.ascontiguousarray(stages.astype(np.float32))
     card_json = card.model_dump(mode="json")
     metadata = {METADATA: json.dumps({"card": card_json, "digest": _digest(card_json, tensors)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata)
+        safetensors_numpy.save_file(tensors, partial, metadata)
         partial.chmod(0o644)  # save_file makes it private; the service may run as another user
         partial.replace(path)
     except SafetensorError as error:  # safetensors reports a full disk this way
@@ -113,38 +110,89 @@ def save(
 
 
 def load(path: Path) -> Weights:
-    """Reads and verifies the file; raises WeightsError that names it."""
+    """Reads and verifies the file; raises WeightsError, one line that names it."""
     try:
-        with path.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return _parse(_read(path))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (SafetensorError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} is not a safetensors file, or is cut off: {error}.") from error
-    return _check(path, metadata, tensors, sha256)
+        raise WeightsError(f"{_printable(path)} cannot be read: {error.strerror or error}.") from error
+    except WeightsError as error:
+        raise WeightsError(f"{_printable(path)} {error}") from error
 
 
-def _check(path: Path, metadata: dict[str, str], tensors: Tensors, sha256: str) -> Weights:
+def _read(path: Path) -> bytes:
+    """The whole file. A FIFO or device would block or never end, so only a regular file is read."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise WeightsError("is not a regular file.")
+        if status.st_size > MAX_FILE_BYTES:
+            raise WeightsError(f"has {status.st_size} bytes; at most {MAX_FILE_BYTES} are read.")
+        return stream.read(MAX_FILE_BYTES + 1)
+
+
+def _parse(data: bytes) -> Weights:
     try:
-        content = json.loads(metadata[METADATA])
+        content = json.loads(_header(data)["__metadata__"][METADATA])
         card_json, digest = content["card"], content["digest"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} was not written by this project's training: it has no card.") from error
-    if digest != _digest(card_json, tensors):  # over the JSON as stored: field names change, files do not
-        raise WeightsError(f"{path} was altered after training: its digest does not match its content.")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError("was not written by this project's training: it has no card.") from error
     try:
+        tensors = safetensors_numpy.load(data)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"is not a safetensors file, or is cut off: {_one_line(error)}.") from error
+    try:
+        if digest != _digest(card_json, tensors):  # over the JSON as stored: field names change, files do not
+            raise WeightsError("was altered after training: its digest does not match its content.")
         card = ModelCard.model_validate(card_json)
         images, probabilities = tensors.pop(REFERENCE_IMAGES), tensors.pop(REFERENCE_PROBABILITIES)
-    except (ValidationError, KeyError) as error:
-        reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
-        raise WeightsError(f"{path} has an invalid card: {reason}.") from error
-    shape = (len(images), card.input_size, card.input_size, 3)
-    if not len(images) or images.shape != shape or probabilities.shape != (len(images), len(card.classes)):
-        raise WeightsError(f"{path} has reference images that do not match its card.")
-    return Weights(card, tensors, images, probabilities, sha256)
+    except (ValidationError, KeyError, RecursionError) as error:
+        raise WeightsError(f"has an invalid card: {_reason(error)}.") from error
+    stages = tensors.pop(REFERENCE_STAGES, None)
+    weights = Weights(card, tensors, images, probabilities, hashlib.sha256(data).hexdigest(), stages)
+    _check_references(weights)
+    for network in weights.networks or [weights]:
+        _check_state(network)
+    return weights
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """The safetensors header: 8 bytes of length, little endian, then JSON. Raises WeightsError or ValueError."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise WeightsError("is not a safetensors file, or is cut off.")
+    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    return header
+
+
+def _check_references(weights: Weights) -> None:
+    card, images, probabilities = weights.card, weights.reference_images, weights.reference_probabilities
+    count = len(images)
+    shape = (count, card.input_size, card.input_size, 3)
+    if not 1 <= count <= MAX_REFERENCES or images.dtype != np.uint8 or images.shape != shape:
+        raise WeightsError("has reference images that do not match its card.")
+    if probabilities.dtype != np.float32 or probabilities.shape != (count, len(card.classes)):
+        raise WeightsError("has reference probabilities that do not match its card.")
+    stages = weights.reference_stages
+    expected = (len(card.stages), *probabilities.shape) if card.stages else None
+    if (None if stages is None else stages.shape) != expected or (stages is not None and stages.dtype != np.float32):
+        raise WeightsError("has reference probabilities of stages that do not match its card.")
+
+
+def _check_state(weights: Weights) -> None:
+    """Raises WeightsError for missing, surplus, misshapen or non-finite tensors, as far as the card determines them."""
+    state = weights.dequantized()
+    if not all(np.isfinite(value).all() for value in state.values()):
+        raise WeightsError("has a tensor with non-finite values.")
+    if weights.card.architecture != "convnet":
+        return
+    shapes = ConvNetArguments.model_validate(weights.card.arguments).shapes()
+    for name in shapes.keys() | state.keys():
+        if name not in state or name not in shapes or state[name].shape != shapes[name]:
+            found = state[name].shape if name in state else "missing"
+            raise WeightsError(f"has tensors that do not match its card: {name[:80]} is {found}.")
+    if unknown := weights.card.activation_ranges.keys() - {name.removesuffix(".weight") for name in shapes}:
+        raise WeightsError(f"has an activation range of an unknown layer: {min(unknown)[:80]}.")
 
 
 def _digest(card: dict[str, Any], tensors: Tensors) -> str:
@@ -154,3 +202,19 @@ def _digest(card: dict[str, Any], tensors: Tensors) -> str:
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
         digest.update(np.ascontiguousarray(tensor).tobytes())
     return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return _one_line(error)
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return _one_line(f"{where}: {first['msg']}" if where else first["msg"])
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())[:200]
+
+
+def _printable(path: Path) -> str:
+    return str(path) if str(path).isprintable() else repr(str(path))

@@ -26,6 +26,9 @@ SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
+Scored = tuple[NDArray[np.float32], int, object]  # probabilities [classes], exit stage, and more
+
+
 class Timings(NamedTuple):
     """Seconds of the steps of a prediction request; `start` of the first step by time.perf_counter."""
 
@@ -70,6 +73,12 @@ class Metrics:
             ["label"],
             registry=self.registry,
         )
+        self.exits = Counter(
+            "thirtytwo_exits",
+            "Images by the stage of the cascade after which they left.",
+            ["stage"],
+            registry=self.registry,
+        )
         self.rejections = Counter(
             "thirtytwo_refused_files", "Files and requests refused, by reason.", ["reason"], registry=self.registry
         )
@@ -89,10 +98,12 @@ class Metrics:
         )
         self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._of_class: list[tuple[Counter, Counter]] = []
+        self._of_stage: list[Counter] = []
 
-    def name_classes(self, classes: Sequence[str]) -> None:
-        """Every class has a count from the start, so that its first picture is a rise from 0."""
+    def describe_model(self, classes: Sequence[str], stages: int) -> None:
+        """Every class and stage has a count from the start, so that the first image is a rise from 0."""
         self._of_class = [(self.predictions.labels(name), self.confidence.labels(name)) for name in classes]
+        self._of_stage = [self.exits.labels(stage) for stage in range(stages)]
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         if (route, status) not in self._of_route:  # looking labels up costs more than counting
@@ -109,13 +120,14 @@ class Metrics:
         self.batch_size.observe(size)
         self.model.observe(seconds)
 
-    def observe_predictions(self, probabilities: Sequence[NDArray[np.float32]]) -> None:
-        """Counts the likeliest class of each answer float32 [classes]."""
-        for answer in probabilities:
-            likeliest = int(answer.argmax())
-            predictions, confidence = self._of_class[likeliest]
-            predictions.inc()
-            confidence.inc(float(answer[likeliest]))
+    def observe_predictions(self, predictions: Sequence[Scored]) -> None:
+        """Counts predicted classes, confidences and exit stages."""
+        for probabilities, stage, *_ in predictions:
+            top = int(probabilities.argmax())
+            count, confidence = self._of_class[top]
+            count.inc()
+            confidence.inc(float(probabilities[top]))
+            self._of_stage[stage].inc()
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)

@@ -35,7 +35,7 @@ def test_every_engine_gives_the_networks_probabilities(
 ) -> None:
     run = engines.load(tiny, name=name, precision=precision)
     assert (run.name, run.device, run.precision) == (name, "cpu", precision)
-    got = run(tiny.reference_images)
+    got = run(tiny.reference_images).probabilities
     assert got.shape == (4, 10)
     assert got.dtype == np.float32
     assert np.allclose(got.sum(1), 1, atol=1e-3)
@@ -49,9 +49,8 @@ def test_smoothing_is_undone_and_the_order_stays(tiny: Weights, name: str) -> No
     less = np.maximum(plain - smoothing / 10, plain / 100)
     expected = less / less.sum(1, keepdims=True)
     card = tiny.card.model_copy(update={"label_smoothing_correction": smoothing})
-    got = engines.load(tiny._replace(card=card, reference_probabilities=expected), name=name, precision="float32")(
-        tiny.reference_images
-    )
+    corrected = tiny._replace(card=card, reference_probabilities=expected)
+    got = engines.load(corrected, name=name, precision="float32")(tiny.reference_images).probabilities
     assert np.abs(got - expected).max() < 1e-5
     assert np.array_equal(got.argsort(1), plain.argsort(1))
     assert got[0].max() > 2 * plain[0].max()
@@ -61,10 +60,10 @@ def test_the_fast_engine_does_not_mind_the_company(tiny: Weights) -> None:
     """An answer is the same, bit for bit, exclusive and in any batch."""
     run = engines.load(tiny, name="openvino")
     images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
-    together = run(images)
+    together = run(images).probabilities
     for size, exclusive in ((1, True), (3, True), (8, False), (16, False)):
         assert np.array_equal(
-            np.concatenate([run(images[i : i + size], exclusive) for i in range(0, 24, size)]), together
+            np.concatenate([run(images[i : i + size], exclusive).probabilities for i in range(0, 24, size)]), together
         )
 
 
@@ -73,9 +72,9 @@ def test_the_fast_engine_serves_two_threads_at_once(tiny: Weights, threads: int,
     run = engines.load(tiny, threads=threads, name="openvino")
     assert run.streams == streams
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
-    expected = run(images)
+    expected = run(images).probabilities
     with ThreadPoolExecutor(streams) as pool:
-        for got in pool.map(lambda i: run(images[i:], exclusive=streams == 1), range(60)):
+        for got in pool.map(lambda i: run(images[i:], exclusive=streams == 1).probabilities, range(60)):
             assert np.array_equal(got, expected[-len(got) :])
 
 
@@ -150,8 +149,8 @@ def test_a_trained_networks_int8_agrees_with_float32() -> None:
     pictures = np.stack(
         [decode(path.read_bytes(), Limits(32, 10**6)).pixels for path in sorted(EXAMPLES.glob("*.png"))]
     )
-    exact = engines.load(bundled, name="torch", precision="float32")(pictures)
-    quick = engines.load(bundled, name="openvino", precision="int8")(pictures)
+    exact = engines.load(bundled, name="torch", precision="float32")(pictures).probabilities
+    quick = engines.load(bundled, name="openvino", precision="int8")(pictures).probabilities
     assert np.array_equal(exact.argmax(1), quick.argmax(1))
     assert np.abs(exact - quick).max() < 0.1
 

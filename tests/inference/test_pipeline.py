@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from app.errors import DeadlineExceeded, NotReady, QueueFull, RequestError, UnsupportedImage
 from app.inference.batcher import Batcher
+from app.inference.classifier import Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Deadline, Pipeline, Prediction, RejectedFile
 from app.inference.queue import RequestQueue
@@ -28,16 +28,16 @@ class Network:
         self.entered = threading.Event()
         self.images = 0
 
-    def __call__(self, images: Sequence[DecodedImage], exclusive: bool) -> list[NDArray[np.float32]]:
+    def __call__(self, images: Sequence[DecodedImage], exclusive: bool) -> list[Scores]:
         self.entered.set()
         assert self.free.wait(30)
         self.images += len(images)
-        return [np.array([image.pixels.mean()], np.float32) for image in images]
+        return [Scores(np.array([image.pixels.mean()], np.float32), 0) for image in images]
 
 
 @asynccontextmanager
 async def running(network: Network, max_queue: int = 64) -> AsyncIterator[Pipeline]:
-    queue: RequestQueue[DecodedImage, NDArray[np.float32]] = RequestQueue(max_queue)
+    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(max_queue)
     pipeline = Pipeline(DecodePool(Limits(32, 25_000_000), 10**9), Batcher(network, [1, 2, 4], queue))
     pipeline.start()
     try:

@@ -1,18 +1,24 @@
 import json
+import os
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from app.engines.pytorch import load_network
 from app.errors import WeightsError
 from app.model import weights
+from app.model.card import ModelCard, Stage
+from app.model.weights import Weights
 
 
 def test_what_was_saved_is_loaded(tiny_weights: Path) -> None:
@@ -99,7 +105,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
 
     for name in ("model.pth", "model.safetensors"):
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
-        with pytest.raises(WeightsError, match="not a safetensors file"):
+        with pytest.raises(WeightsError, match=r"safetensors file|no card"):
             weights.load(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 
@@ -115,21 +121,121 @@ def test_foreign_safetensors_have_no_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "transformer"}, "architecture 'transformer' is not supported"),
-        ({"arguments": {"classes": 10, "layers": 3}}, "Invalid arguments of convnet"),
-        ({"arguments": {"classes": 10, "widths": [-1, 8, 8]}}, "Invalid arguments of convnet"),
-        ({"arguments": {"classes": 10, "widths": [9, 8, 8]}}, "tensors do not match"),
-        ({"classes": ["only one"]}, "invalid card"),
-        ({"temperature": 0}, "invalid card"),
+        ({"architecture": "transformer"}, "architecture: Input should be 'convnet'"),
+        ({"arguments": {"classes": 10, "layers": 3}}, "widths"),
+        ({"arguments": {"classes": 10, "widths": [-1, 8, 8], "depth": 2}}, "greater than or equal to 1"),
+        ({"arguments": {"classes": 10, "widths": [10**9, 8, 8], "depth": 2}}, "less than or equal to 4096"),
+        ({"arguments": {"classes": 10, "widths": [8, 8, 8], "depth": 10**6}}, "less than or equal to 16"),
+        ({"arguments": {"classes": 10, "widths": [8, 8, 8], "depth": "2"}}, "valid integer"),
+        ({"arguments": {"classes": 10, "widths": [9, 8, 8], "depth": 2}}, r"match its card: groups\.0\.convs"),
+        ({"arguments": {"classes": 9, "widths": [8, 8, 8], "depth": 2}}, "9 classes, the card has 10"),
+        ({"classes": ["only one"]}, "at least 2 items"),
+        ({"classes": ["cat"] * 10}, "same name"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"activation_ranges": {"groups.0.convs.0": float("inf")}}, "finite number"),
+        ({"activation_ranges": {"nowhere": 1.0}}, "unknown layer: nowhere"),
         ({"input_size": 48}, "reference images that do not match"),
+        ({"architecture": "cascade"}, "a cascade, and no other model"),
+        ({"stages": [Stage(network=0)]}, "does not exist"),
     ],
 )
-def test_impossible_descriptions_are_refused(
-    tiny_weights: Path, tmp_path: Path, change: dict[str, object], message: str
-) -> None:
-    loaded = weights.load(tiny_weights)
-    card = loaded.card.model_copy(update=change)
-    path = tmp_path / "odd.safetensors"
-    weights.save(path, card, loaded.state, loaded.reference_images, loaded.reference_probabilities)
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_invalid_cards_are_refused(tiny: Weights, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(WeightsError, match=message) as refusal:
+        weights.load(write(tmp_path, tiny._replace(card=tiny.card.model_copy(update=change))))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head.weight": None}, "head.weight is missing"),
+        ({"head.weight": np.zeros((10, 5), np.float16)}, "head.weight is"),
+        ({"surplus": np.zeros(1, np.float16)}, "surplus is"),
+        ({"whiten.bias": np.full(24, np.nan, np.float16)}, "non-finite"),
+    ],
+)
+def test_invalid_tensors_are_refused(tiny: Weights, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    state = {name: value for name, value in {**tiny.state, **change}.items() if value is not None}
     with pytest.raises(WeightsError, match=message):
-        load_network(weights.load(path))
+        weights.load(write(tmp_path, tiny._replace(state=state)))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((0, 32, 32, 3), np.uint8),
+        np.zeros((65, 32, 32, 3), np.uint8),
+        np.zeros((4, 32, 32, 3), np.float32),
+        np.zeros((3, 32, 32, 3), np.uint8),
+    ],
+)
+def test_invalid_references_are_refused(tiny: Weights, tmp_path: Path, images: NDArray[Any]) -> None:
+    with pytest.raises(WeightsError, match="reference"):
+        weights.load(write(tmp_path, tiny._replace(reference_images=images)))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"network": 2}], "does not exist"),
+        ([{"network": 0, "average_last": 2}], "does not exist"),
+        ([{"network": 0}, {"network": 1}], "but the last has a threshold"),
+        ([{"network": 0, "threshold": 1.5}, {"network": 1}], "threshold"),
+    ],
+)
+def test_invalid_stages_are_refused(cascade_weights: Path, stages: list[dict[str, Any]], message: str) -> None:
+    card = weights.load(cascade_weights).card.model_dump(mode="json")
+    with pytest.raises(ValidationError, match=message):
+        ModelCard.model_validate({**card, "stages": stages})
+
+
+def test_cascade_is_loaded_as_saved(cascade_weights: Path, tmp_path: Path) -> None:
+    loaded = weights.load(cascade_weights)
+    path = tmp_path / "again.safetensors"
+    weights.save(path, *loaded[:4], loaded.reference_stages)
+    assert weights.load(path).sha256 == loaded.sha256
+    with pytest.raises(WeightsError, match="probabilities of stages"):
+        weights.load(write(tmp_path, loaded))
+
+
+def test_files_without_end_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with (tmp_path / "sparse").open("wb") as sparse:
+        sparse.truncate(5_000_000_000)
+    for path, message in (
+        (tmp_path / "fifo", "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+        (tmp_path / "sparse", "has 5000000000 bytes; at most"),
+        (tmp_path / "a\nb", r"a\\nb' cannot be read"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            weights.load(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b'{"__metadata__": {"thirtytwo": "' + b"[" * 100_000 + b"]" * 100_000 + b'"}}',
+        b"{}" + b" " * 17_000_000,
+    ],
+    ids=["deep header", "deep card", "long header"],
+)
+def test_hostile_headers_are_refused(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(WeightsError):
+        weights.load(path)
+
+
+@pytest.fixture
+def tiny(tiny_weights: Path) -> Weights:
+    return weights.load(tiny_weights)
+
+
+def write(folder: Path, content: Weights) -> Path:
+    path = folder / "odd.safetensors"
+    weights.save(path, *content[:4])
+    return path

@@ -51,7 +51,7 @@ def ask(client: httpx.Client, request: pytest.FixtureRequest) -> Iterator[Ask]:
 
 @pytest.fixture(scope="module")
 def expected(tiny_weights: Path) -> Any:
-    return engines.load(weights.load(tiny_weights))(PIXELS)
+    return engines.load(weights.load(tiny_weights))(PIXELS).probabilities
 
 
 def pixels(images: Any = PIXELS, binary: bool = True, name: str = "image") -> triton.InferInput:

@@ -58,7 +58,7 @@ def error(response: httpx.Response, status: int, part: str) -> None:
 @pytest.fixture(scope="module")
 def expected(tiny_weights: Path) -> Any:
     """The engine's own probabilities."""
-    return engines.load(weights.load(tiny_weights))(PIXELS)
+    return engines.load(weights.load(tiny_weights))(PIXELS).probabilities
 
 
 def test_answers_are_the_engines_bit_for_bit(client: httpx.Client, expected: Any) -> None:

@@ -7,16 +7,16 @@ A picture that is white all over is the guilty one; all others are answered with
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from app import engines
 from app.api.http_protocol import Protocol
-from app.application import LoadEngine, create_app
-from app.engines import Engine
+from app.application import create_app
+from app.engines import Engine, Output
+from app.lifespan import LoadEngine, load_engine
 from app.model.weights import Weights
 from app.settings import Settings
 from app.telemetry import logs
@@ -64,16 +64,20 @@ class FaultyEngine:
         self._real = real
         self._fault = fault
 
-    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
-        return self._fault(self._real(images, exclusive), (images == 255).all((1, 2, 3)))
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
+        output = self._real(images, exclusive)
+        return output._replace(probabilities=self._fault(output.probabilities, (images == 255).all((1, 2, 3))))
+
+    def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
+        self._real.prepare(sizes, image)
 
     def memory(self) -> tuple[int, int] | None:
         return self._real.memory()
 
 
 def load(fault: Fault) -> LoadEngine:
-    def load_faulty(weights: Weights, device: str, threads: int, name: str, precision: str) -> Engine:
-        return FaultyEngine(engines.load(weights, device, threads, name, precision), fault)
+    def load_faulty(weights: Weights, settings: Settings) -> Engine:
+        return FaultyEngine(load_engine(weights, settings), fault)
 
     return load_faulty
 

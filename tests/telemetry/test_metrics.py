@@ -1,7 +1,7 @@
 """What /metrics tells of the work that was done."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import engines
-from app.engines import Engine
+from app.engines import Engine, Output
+from app.lifespan import load_engine
 from app.model.weights import Weights
 from app.settings import Settings
 from tests.conftest import CLASSES, EXAMPLES, serving
@@ -130,15 +130,18 @@ class EngineWithMemory:
         self.name, self.device, self.precision, self.streams = real.name, "cuda:0", real.precision, real.streams
         self._real = real
 
-    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         return self._real(images, exclusive)
+
+    def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
+        self._real.prepare(sizes, image)
 
     def memory(self) -> tuple[int, int]:
         return 3_000_000_000, 24_000_000_000
 
 
-def load_with_memory(weights: Weights, device: str, threads: int, name: str, precision: str) -> Engine:
-    return EngineWithMemory(engines.load(weights, device, threads, name, precision))
+def load_with_memory(weights: Weights, settings: Settings) -> Engine:
+    return EngineWithMemory(load_engine(weights, settings))
 
 
 def test_memory_is_that_of_the_device_and_of_the_process(client: httpx.Client, tiny_weights: Path) -> None:

@@ -1,0 +1,47 @@
+"""What every engine offers: uint8 images to float32 probabilities."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Output(NamedTuple):
+    """Probabilities float32 [N, classes], and the stage uint8 [N] after which each image left (0 without a cascade)."""
+
+    probabilities: NDArray[np.float32]
+    stages: NDArray[np.uint8]
+
+
+class Engine(Protocol):
+    """A model on a device. `streams` is the number of threads that may call it concurrently."""
+
+    name: str
+    device: str
+    precision: str
+    streams: int
+
+    def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
+        """Images uint8 [N, S, S, 3] to probabilities; raises DeviceLostError if the device fails every call.
+
+        An exclusive call may use all cores; at most one exclusive call runs at a time.
+        """
+        ...
+
+    def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
+        """Runs every batch size once with copies of an image uint8 [S, S, 3], so that no later call compiles."""
+        ...
+
+    def memory(self) -> tuple[int, int] | None:
+        """(bytes used by all processes, bytes in total) of a device with its own memory, else None."""
+        ...
+
+
+def prepare(engine: Engine, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
+    """`Engine.prepare` of a single network: all sizes, and the largest once in each stream."""
+    for size in sizes:
+        engine(image[None].repeat(size, 0))
+    if engine.streams > 1 and sizes:
+        for _ in range(engine.streams):
+            engine(image[None].repeat(max(sizes), 0), exclusive=False)

@@ -1,0 +1,128 @@
+"""The model card in a weights file: all that serving needs, and what a user wants to know."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Temperature = Annotated[
+    float, Field(ge=0.01, lt=100, allow_inf_nan=False, description="divides the logits before softmax")
+]
+SmoothingCorrection = Annotated[
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="weight of the uniform distribution that is subtracted after softmax",
+    ),
+]
+ClassName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Arguments(BaseModel):
+    """Constructor arguments of a network, bounded so that no card can allocate without limit."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    classes: int = Field(ge=2, le=10_000)
+
+
+class ConvNetArguments(Arguments):
+    widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1, max_length=8)]
+    depth: int = Field(ge=1, le=16)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The state of `networks.ConvNet` after batch-norm folding: name to shape."""
+        whitened = 24  # both signs of 12 principal directions of 2 x 2 x 3 patches
+        shapes: dict[str, tuple[int, ...]] = {"whiten.weight": (whitened, 3, 2, 2), "whiten.bias": (whitened,)}
+        channels = whitened
+        for group, width in enumerate(self.widths):
+            for i in range(self.depth):
+                name = f"groups.{group}.convs.{i}"
+                shapes |= {f"{name}.weight": (width, channels, 3, 3), f"{name}.bias": (width,)}
+                channels = width
+        return shapes | {"head.weight": (self.classes, channels)}
+
+
+class MLPArguments(Arguments):
+    hidden: int = Field(14, ge=1, le=65_536)
+
+
+ARGUMENTS: dict[str, type[Arguments]] = {"convnet": ConvNetArguments, "lenet": Arguments, "mlp": MLPArguments}
+
+
+class Stage(BaseModel):
+    """One forward pass of a cascade. An image leaves after the stage whose top probability reaches `threshold`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: int = Field(ge=0, description="index in `networks`")
+    hflip: bool = Field(False, description="the network gets the horizontal flip of the image")
+    average_last: int = Field(1, ge=1, description="stages, this one included, whose log-probabilities are averaged")
+    temperature: Temperature = 1.0
+    label_smoothing_correction: SmoothingCorrection = 0.0
+    threshold: Share | None = Field(None, description="top probability from which an image leaves; null in the last")
+    share: Share | None = Field(None, description="share of held-out images that reach the stage")
+
+
+class ModelCard(BaseModel):
+    """One network, or a cascade of `stages` over `networks`.
+
+    Fields that were renamed are read from older files by their former names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    classes: Annotated[list[ClassName], Field(min_length=2, max_length=10_000)]
+    input_size: Annotated[int, Field(ge=8, le=1024, description="width and height in pixels")]
+    architecture: Literal["convnet", "lenet", "mlp", "cascade"]
+    arguments: dict[str, Any]
+    parameters: Annotated[int, Field(gt=0)]
+    forward_gflops: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="per image, a multiply-add counts as two; of a cascade the mean over test images",
+        ),
+    ] = None
+    temperature: Temperature
+    label_smoothing_correction: SmoothingCorrection = Field(
+        0.0, validation_alias=AliasChoices("label_smoothing_correction", "smoothing")
+    )
+    activation_ranges: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="largest int8 input of each quantised convolution"
+    )
+    networks: Annotated[list["ModelCard"], Field(max_length=8, description="of a cascade")] = []
+    stages: Annotated[list[Stage], Field(max_length=16, description="of a cascade, in order")] = []
+    test_accuracy: Annotated[Share | None, Field(description="null if the test images were not read")]
+    dataset: str = Field(validation_alias=AliasChoices("dataset", "data_set"))
+    recipe: dict[str, Any]
+    results: dict[str, Any] = Field(default_factory=dict, description="further metrics from training")
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> Self:
+        if self.architecture == "cascade":
+            return self
+        arguments = ARGUMENTS[self.architecture].model_validate(self.arguments)
+        if arguments.classes != len(self.classes):
+            raise ValueError(f"arguments have {arguments.classes} classes, the card has {len(self.classes)}")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _check_cascade(self) -> Self:
+        if (self.architecture == "cascade") != bool(self.networks and self.stages):
+            raise ValueError("a cascade, and no other model, has networks and stages")
+        for network in self.networks:
+            if network.networks or network.classes != self.classes or network.input_size != self.input_size:
+                raise ValueError("a network of the cascade differs in classes or input size, or is a cascade")
+        for index, stage in enumerate(self.stages):
+            if stage.network >= len(self.networks) or stage.average_last > index + 1:
+                raise ValueError(f"stage {index} refers to a network or a stage that does not exist")
+            if (stage.threshold is None) != (index == len(self.stages) - 1):
+                raise ValueError("every stage but the last has a threshold")
+        return self
