@@ -17,6 +17,8 @@ from scripts import settings_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 NODE = Path(playwright.__file__).parent / "driver" / "node"  # comes with the package
 
 SETTINGS = {
@@ -43,9 +45,9 @@ def test_every_promised_setting_exists() -> None:
     assert {name.upper() for name in Settings.model_fields} >= SETTINGS
 
 
-def test_the_readme_has_the_table_of_all_settings() -> None:
-    assert settings_table.updated(README) == README, "run make docs"
-    assert all(f"`{PREFIX}{name.upper()}`" in README for name in Settings.model_fields)
+def test_configuration_page_lists_every_setting() -> None:
+    assert settings_table.updated(CONFIGURATION) == CONFIGURATION, "run make docs"
+    assert all(f"`{PREFIX}{name.upper()}`" in CONFIGURATION for name in Settings.model_fields)
 
 
 def test_every_promised_route_exists() -> None:
@@ -73,7 +75,7 @@ def assert_alike(got: str, said: str) -> None:
     )
 
 
-def test_the_readmes_curl_gives_the_readmes_answer(bundled: httpx.Client) -> None:
+def test_readme_curl_prints_the_documented_response(bundled: httpx.Client) -> None:
     command, answer = re.search(r"```console\n\$ (curl .*?)\n(\{.*?\})\n```", README, re.DOTALL).groups()
     file, url = re.fullmatch(r"curl -F file=@(\S+) localhost:8000(\S+)", command).groups()
     response = bundled.post(url, files={"file": (Path(file).name, (ROOT / file).read_bytes())})
@@ -83,11 +85,11 @@ def test_the_readmes_curl_gives_the_readmes_answer(bundled: httpx.Client) -> Non
 @pytest.mark.parametrize(
     ("language", "interpreter", "suffix"), [("python", Path(sys.executable), "py"), ("javascript", NODE, "mjs")]
 )
-def test_the_readmes_programs_print_what_the_readme_says(
+def test_api_page_programs_print_the_documented_line(
     bundled: httpx.Client, tmp_path: Path, language: str, interpreter: Path, suffix: str
 ) -> None:
-    (program,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    (printed,) = re.findall(r"^Both print `(.*)`\.$", README, re.MULTILINE)
+    (program,) = re.findall(rf"```{language}\n(.*?)```", API, re.DOTALL)
+    (printed,) = re.findall(r"^Both print `(.*?)`\.", API, re.MULTILINE)
     address = f"http://127.0.0.1:{bundled.base_url.port}"
     (tmp_path / f"program.{suffix}").write_text(program.replace("http://localhost:8000", address))
     command = [interpreter, tmp_path / f"program.{suffix}"]
