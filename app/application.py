@@ -43,7 +43,7 @@ def create_app(
     if config.allowed_hosts:
         app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return _traced(RequestContext(app, metrics, access, config.max_held_bytes))
+    return _traced(RequestContext(app, metrics, access, config.max_inflight_bytes))
 
 
 def _traced(app: ASGIApp) -> ASGIApp:
@@ -76,7 +76,7 @@ def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> F
     for exposed, part in (
         (config.expose_docs, routes.docs_router),
         (config.expose_metrics, routes.metrics_router),
-        (config.expose_page, routes.page_router),
+        (config.expose_ui, routes.page_router),
     ):
         if exposed:
             api.include_router(part)

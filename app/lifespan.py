@@ -56,12 +56,12 @@ def lifespan(
         _describe(metrics, classifier)
         with (
             ThreadPoolExecutor(1, "parse") as executor,
-            draining_signals(lifecycle, settings.drain_s),
+            draining_signals(lifecycle, settings.shutdown_timeout_s),
             ending_with_parent(),
         ):
             preprocessing.load_decoders()
             pipeline.start()
-            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.watchdog_s))
+            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s))
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
@@ -70,7 +70,7 @@ def lifespan(
             if lifecycle.phase is Phase.FAILED:
                 exit_process(1)
             lifecycle.phase = Phase.STOPPING
-            pipeline.close(settings.drain_s)
+            pipeline.close(settings.shutdown_timeout_s)
 
     return run
 

@@ -113,7 +113,7 @@ def test_a_clock_that_jumps_harms_nothing(tiny_weights: Path, cat: bytes, tmp_pa
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    flags = ("--watchdog-s", "5", "--request-timeout-s", "20")
+    flags = ("--inference-timeout-s", "5", "--request-timeout-s", "20")
     with process(tiny_weights, *flags, env=environment, stderr=subprocess.DEVNULL) as (running, url):
         for days in (400, -400, 0):
             clock.write_text(f"{days:+}d")

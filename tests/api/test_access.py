@@ -108,7 +108,7 @@ def test_other_origins_are_let_in_only_where_named(start: Start, cat: bytes) -> 
 
 @pytest.mark.parametrize(
     ("setting", "paths"),
-    [("expose_docs", ["/docs", "/openapi.json"]), ("expose_metrics", ["/metrics"]), ("expose_page", ["/"])],
+    [("expose_docs", ["/docs", "/openapi.json"]), ("expose_metrics", ["/metrics"]), ("expose_ui", ["/"])],
 )
 def test_parts_can_be_closed(start: Start, cat: bytes, setting: str, paths: list[str]) -> None:
     client = start(**{setting: False})

@@ -80,7 +80,7 @@ def load(fault: Fault) -> LoadEngine:
 
 def main() -> None:
     fault, weights, port = globals()[sys.argv[1]], sys.argv[2], int(sys.argv[3])
-    app = create_app(Settings(weights=weights, max_batch=16, watchdog_s=0.5), load(fault))
+    app = create_app(Settings(weights=weights, max_batch=16, inference_timeout_s=0.5), load(fault))
     uvicorn.run(app, port=port, http=Protocol, lifespan="on", log_config=logs.config("info", "text"))
 
 
