@@ -1,51 +1,37 @@
-"""`python -m app`: flags over environment over defaults, then uvicorn. A wrong value is one line and exit code 2."""
+"""`python -m app`: the service, or one of its commands. A wrong value is one line and exit code 2."""
 
-import argparse
+import logging
 import os
 import signal
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
 
 import uvicorn
 
-from app import classify, settings
+from app import classify, cli, settings
 from app.api.http_protocol import Protocol
+from app.application import create_app
 from app.errors import SettingsError
-from app.settings import PREFIX, Settings
 from app.telemetry import logs, metrics
 
+logger = logging.getLogger(__name__)
+
 BACKLOG = 4096  # connections that wait to be accepted; one that finds no room tries again after 1, 3 and 7 s
-
-
-def parse(argv: list[str] | None = None) -> dict[str, str]:
-    """The flags that were given, as environment variables. Every setting is a flag, made from the one table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m app",
-        description="Serves a weights file. Every flag has an environment variable; the flag wins. "
-        "`python -m app classify FILE...` answers without a server.",
-    )
-    for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = default if isinstance(default, (int, float, str)) and default != "" else "none"
-        text = f"{field.description} [{PREFIX}{name.upper()}" + (f"={shown}]" if name != "weights" else "]")
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=text.replace("%", "%%"))
-    given = vars(parser.parse_args(argv))
-    return {PREFIX + name.upper(): value for name, value in given.items() if value is not None}
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["classify"]:
         sys.exit(classify.run(argv[1:]))
-    os.environ.update(parse(argv))  # so that every worker process reads the same
     try:
-        config = settings.load()
+        config, warnings = cli.parse(argv)
     except SettingsError as error:
         sys.exit(_complain(error))
     raise_descriptor_limit()
     server = uvicorn.Config(
-        "app.application:create_app",
+        partial(create_app, config),  # pickled for every worker process
         factory=True,
         host=config.host,
         port=config.port,
@@ -60,7 +46,10 @@ def main(argv: list[str] | None = None) -> None:
         server_header=False,
         http=Protocol,
         lifespan="on",
+        timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]  # passed to loop.call_later
     )
+    for warning in warnings + settings.warnings(os.environ):
+        logger.warning(warning)
     sys.exit(_serve(server))
 
 
