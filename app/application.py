@@ -17,6 +17,7 @@ from app.api.middleware import RequestContext, TrustedHosts
 from app.lifespan import LoadEngine, lifespan
 from app.oip.routes import router as inference_router
 from app.settings import Settings
+from app.telemetry import log_stream
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
 
@@ -29,7 +30,7 @@ DESCRIPTION = "Classifies small images. Send one or many, get labels with probab
 def create_app(
     config: Settings | None = None,
     load_engine: LoadEngine = engines.load,
-    exit_process: Callable[[int], None] = os._exit,
+    exit_process: Callable[[int], None] = log_stream.exit_process,
 ) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError.
 

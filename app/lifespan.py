@@ -20,7 +20,7 @@ from app.inference.classifier import Classifier, Probabilities
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
-from app.lifecycle import Lifecycle, Phase, draining_signals, ending_with_parent
+from app.lifecycle import Lifecycle, Phase, watch
 from app.model import preprocessing, weights
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
@@ -28,7 +28,6 @@ from app.settings import Settings
 from app.state import State
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
-from app.watchdog import watch
 
 LoadEngine = Callable[[Weights, str, int, str, str], Engine]
 
@@ -54,11 +53,7 @@ def lifespan(
             logger.warning("no API keys are set: everyone who reaches this address may use it")
         pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
         _describe(metrics, classifier)
-        with (
-            ThreadPoolExecutor(1, "parse") as executor,
-            draining_signals(lifecycle, settings.shutdown_timeout_s),
-            ending_with_parent(),
-        ):
+        with ThreadPoolExecutor(1, "parse") as executor:
             preprocessing.load_decoders()
             pipeline.start()
             watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s))

@@ -78,7 +78,10 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="CPU threads for inference, shared by the workers; 0 uses all available")
     max_batch: Count = Field(64, description="largest batch, in images")
     tta_threshold: float = Field(
-        DEFAULT_THRESHOLD, ge=0, le=1, description="run flip TTA on JPEG/WebP whose top probability is below this; 0 disables it"
+        DEFAULT_THRESHOLD,
+        ge=0,
+        le=1,
+        description="run flip TTA on JPEG/WebP whose top probability is below this; 0 disables it",
     )
 
     request_timeout_s: Seconds = Field(10.0, description="deadline of a request in seconds, then 504")

@@ -8,8 +8,10 @@ import threading
 import time
 from collections import deque
 from functools import lru_cache
+from typing import NoReturn
 
 FLUSH_S = 0.1
+EXIT_S = 0.5  # for pending lines before the process exits
 
 logger = logging.getLogger(__name__)
 
@@ -89,3 +91,9 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def stderr() -> LogStream:
     """The stream that all log lines of this process go through."""
     return LogStream(2)
+
+
+def exit_process(status: int) -> NoReturn:
+    """Exits without any clean-up but that of the log: for a process with a thread that does not return."""
+    stderr().drain(EXIT_S)
+    os._exit(status)

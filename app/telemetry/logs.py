@@ -8,9 +8,7 @@ from functools import lru_cache
 from typing import Any, TextIO
 
 from app.telemetry import log_stream
-from app.telemetry.log_stream import LogStream
-
-EXIT_S = 1.0  # for pending lines when the process exits
+from app.telemetry.log_stream import EXIT_S, LogStream
 
 
 class JsonFormatter(logging.Formatter):
