@@ -7,12 +7,13 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app.api.auth import Keys
+from app.api.auth import ApiKeys
 from app.engines import Engine
 from app.engines.hardware import available_cpus
 from app.inference.batcher import Batcher, batch_sizes
@@ -33,6 +34,7 @@ LoadEngine = Callable[[Weights, str, int, str, str], Engine]
 
 logger = logging.getLogger(__name__)
 
+KEYS_RELOAD_S = 0.4  # two reads that agree take less than a second
 GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch waits that long for a busy event loop
 
 
@@ -48,20 +50,23 @@ def lifespan(
     async def run(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle, statistics = Lifecycle(), Statistics()
         classifier = build_classifier(settings, load_engine)
-        keys = Keys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
-        if keys.open:
+        keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
+        lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
+        if keys.disabled:
             logger.warning("no API keys are set: everyone who reaches this address may use it")
         pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
         _describe(metrics, classifier)
         with ThreadPoolExecutor(1, "parse") as executor:
             preprocessing.load_decoders()
             pipeline.start()
+            reloads = asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))
             watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s))
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
             yield {"service": State(settings, lifecycle, metrics, keys, statistics, classifier, pipeline, executor)}
             watchdog.cancel()
+            reloads.cancel()
             if lifecycle.phase is Phase.FAILED:
                 exit_process(1)
             lifecycle.phase = Phase.STOPPING
