@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Lifespan
 
 from app import __version__, engines, settings
 from app.api import openapi, predict, problems, routes
-from app.api.middleware import RequestContext, TrustedHosts
+from app.api.addressing import RootPath, TrustedHosts
+from app.api.middleware import RequestContext
 from app.lifespan import LoadEngine, lifespan
 from app.oip.routes import router as inference_router
 from app.settings import Settings
@@ -44,7 +45,8 @@ def create_app(
     if config.allowed_hosts:
         app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return _traced(RequestContext(app, metrics, access, config.max_inflight_bytes))
+    app = _traced(RequestContext(app, metrics, access, config.max_inflight_bytes))
+    return RootPath(app, config.root_path) if config.root_path else app
 
 
 def _traced(app: ASGIApp) -> ASGIApp:

@@ -191,14 +191,37 @@ def test_service_rereads_the_key_file(start: Start, tmp_path: Path, cat: bytes) 
     assert status("old-key") == 401
 
 
-def test_hosts(start: Start) -> None:
-    client = start(allowed_hosts="a.org, *.b.org")
-    for host in ("a.org", "A.org:8000", "x.b.org", "y.x.b.org:1"):
-        assert client.get("/healthz", headers={"host": host}).status_code == 200, host
-    for host in ("b.org", "evil.org", "a.org.evil.org", "[::1]:80", ""):
-        response = client.get("/healthz", headers={"host": host})
+def test_only_allowed_hosts_are_served(start: Start) -> None:
+    client = start(allowed_hosts="a.org, *.b.org, ::1")
+    for host in ("a.org", "A.org:8000", "x.b.org", "y.x.b.org:1", "[::1]:80"):
+        assert client.get("/model", headers={"host": host}).status_code == 200, host
+    for host in ("b.org", "evil.org", "a.org.evil.org", "[::2]:80", "127.0.0.1", "a.org:x", ""):
+        response = client.get("/model", headers={"host": host})
         assert response.status_code == 400, host
         assert response.json()["type"] == "urn:thirtytwo:problem:unknown-host"
+
+
+def test_probes_by_address_pass_the_host_check(start: Start) -> None:
+    client = start(allowed_hosts="a.org", root_path="/x")
+    for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
+        for prefix in ("", "/x"):
+            assert client.get(prefix + path, headers={"host": "10.0.0.7:8000"}).status_code == 200, path
+    assert client.get("/model", headers={"host": "10.0.0.7:8000"}).status_code == 400
+
+
+def test_star_allows_every_host(start: Start) -> None:
+    assert start(allowed_hosts="*").get("/model", headers={"host": "evil.org"}).status_code == 200
+
+
+def test_root_path_works_stripped_and_not_stripped(start: Start, cat: bytes) -> None:
+    client = start(root_path="/class ifier")
+    for prefix in ("", "/class%20ifier"):
+        assert client.post(f"{prefix}/predict", content=cat, headers=PNG).status_code == 200
+        assert client.get(f"{prefix}/v2/models/tiny").status_code == 200
+        assert client.get(f"{prefix}/").status_code == 200
+        assert client.get(f"{prefix}/static/app.js").status_code == client.get("/static/app.js").status_code
+        assert client.get(f"{prefix}/nothing").status_code == 404
+    assert client.get("/class%20ifier2/model").status_code == 404
 
 
 def test_other_origins_are_let_in_only_where_named(start: Start, cat: bytes) -> None:
