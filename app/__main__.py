@@ -23,6 +23,10 @@ def _run(argv: list[str]) -> int:
         from app import classify
 
         return classify.run(argv[1:])
+    if argv[:1] == ["healthcheck"]:
+        from app import healthcheck
+
+        return healthcheck.run(argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the server handles it; nothing is in flight yet
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server reloads on it

@@ -1,7 +1,6 @@
 """Who gets in: keys, hosts, origins, closed parts, TLS."""
 
 import os
-import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from app.api.auth import ApiKeys, parse_keys
 from app.errors import SettingsError, Unauthorized
 from app.settings import Settings
 from tests.conftest import serving
-from tests.support.subprocesses import command, fails, free_port
+from tests.support.subprocesses import command, free_port
 
 Start = Callable[..., httpx.Client]
 PNG = {"content-type": "image/png"}
@@ -245,33 +244,6 @@ def test_parts_can_be_closed(start: Start, cat: bytes, setting: str, paths: list
     for path in ("/docs", "/openapi.json", "/metrics", "/", "/healthz", "/model"):
         assert client.get(path).status_code == (404 if path in paths else 200), path
     assert client.post("/predict", content=cat, headers=PNG).status_code == 200
-
-
-def test_https_with_a_certificate_of_ones_own(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:
-    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    flags = ["--weights", str(tiny_weights), "--port", str(port), "--tls-cert", str(certificate), "--tls-key", str(key)]
-    with subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL) as running:
-        trust = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust) as client:
-            deadline = time.monotonic() + 30
-            while time.monotonic() < deadline:
-                try:
-                    assert client.post("/predict", content=cat, headers=PNG).status_code == 200
-                    break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
-            else:
-                pytest.fail("no answer over TLS")
-        running.terminate()
-    assert "TLS_CERT and TLS_KEY belong together" in fails("--tls-cert", str(certificate))
-    assert "THIRTYTWO_TLS_KEY: Path does not point to a file" in fails("--tls-key", str(tmp_path / "none"))
-    broken = ("--tls-cert", str(certificate), "--tls-key", str(certificate))
-    assert "error: [SSL]" in fails("--weights", str(tiny_weights), "--port", "0", *broken)
 
 
 def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:
