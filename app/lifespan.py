@@ -16,6 +16,7 @@ from starlette.types import Lifespan
 from app.api.auth import ApiKeys
 from app.engines import Engine
 from app.engines.hardware import available_cpus
+from app.errors import DeviceError, SettingsError
 from app.inference.batcher import Batcher, batch_sizes
 from app.inference.classifier import Classifier, Probabilities
 from app.inference.decoding import DecodePool
@@ -25,7 +26,7 @@ from app.lifecycle import Lifecycle, Phase, watch
 from app.model import preprocessing, weights
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
-from app.settings import Settings
+from app.settings import PREFIX, Settings
 from app.state import State
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
@@ -76,10 +77,13 @@ def lifespan(
 
 
 def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
-    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or DeviceError."""
+    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
     file = weights.load(settings.weights)
     threads = settings.threads or max(1, available_cpus() // settings.workers)
-    engine = load_engine(file, settings.device, threads, settings.engine, settings.precision)
+    try:
+        engine = load_engine(file, settings.device, threads, settings.engine, settings.precision)
+    except DeviceError as error:
+        raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
     return Classifier(file, engine, batch_sizes(settings.max_batch), settings.tta_threshold)
 
 

@@ -38,7 +38,9 @@ def test_a_broken_weights_file_ends_with_one_clear_line(tmp_path: Path, tiny_wei
 
 
 def test_a_missing_device_ends_with_one_clear_line(tiny_weights: Path) -> None:
-    assert "cuda:7 is not available" in fails("--weights", str(tiny_weights), "--device", "cuda:7", "--port", "0")
+    assert "THIRTYTWO_DEVICE, THIRTYTWO_ENGINE, THIRTYTWO_PRECISION: cuda:7 is not available" in fails(
+        "--weights", str(tiny_weights), "--device", "cuda:7", "--port", "0"
+    )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
