@@ -58,10 +58,7 @@ COPY app app
 ENV THIRTYTWO_HOST=0.0.0.0 THIRTYTWO_PORT=8000
 EXPOSE 8000
 USER 10001:10001
-# http.client, because urllib would obey a proxy from the environment
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "import http.client, os, sys; \
-    to = http.client.HTTPConnection('127.0.0.1', int(os.environ['THIRTYTWO_PORT']), timeout=4); \
-    to.request('GET', '/readyz'); sys.exit(to.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-m", "app", "healthcheck"]
 ENTRYPOINT ["python", "-m", "app"]
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Thirtytwo" \

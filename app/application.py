@@ -13,10 +13,12 @@ from starlette.types import ASGIApp, Lifespan
 
 from app import __version__, settings
 from app.api import openapi, predict, problems, routes
-from app.api.middleware import RequestContext, TrustedHosts
+from app.api.addressing import RootPath, TrustedHosts
+from app.api.middleware import RequestContext
 from app.lifespan import LoadEngine, lifespan, load_engine
 from app.oip.routes import router as inference_router
 from app.settings import Settings
+from app.telemetry import log_stream
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
 
@@ -29,7 +31,7 @@ DESCRIPTION = "Classifies small images. Send one or many, get labels with probab
 def create_app(
     config: Settings | None = None,
     load_engine: LoadEngine = load_engine,
-    exit_process: Callable[[int], None] = os._exit,
+    exit_process: Callable[[int], None] = log_stream.exit_process,
 ) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError.
 
@@ -43,7 +45,8 @@ def create_app(
     if config.allowed_hosts:
         app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None
-    return _traced(RequestContext(app, metrics, access, config.max_held_bytes))
+    app = _traced(RequestContext(app, metrics, access, config.max_inflight_bytes))
+    return RootPath(app, config.root_path) if config.root_path else app
 
 
 def _traced(app: ASGIApp) -> ASGIApp:
@@ -76,7 +79,7 @@ def create_api(config: Settings, lifespan: Lifespan[FastAPI] | None = None) -> F
     for exposed, part in (
         (config.expose_docs, routes.docs_router),
         (config.expose_metrics, routes.metrics_router),
-        (config.expose_page, routes.page_router),
+        (config.expose_ui, routes.page_router),
     ):
         if exposed:
             api.include_router(part)

@@ -1,28 +1,28 @@
-"""Starting, ready, stopping: the phase of the process, and what a stop has to wait for."""
+"""The phase of the process, what a graceful shutdown waits for, and the check that inference makes progress."""
 
 import asyncio
 import logging
-import multiprocessing
 import signal
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from types import FrameType
-from typing import Any
+from typing import Protocol
 
 from app.errors import NotReady
 
-logger = logging.getLogger(__name__)
+PERIOD_S = 0.5
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Clock = Callable[[], float]
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(Enum):
     STARTING = "starting"
     READY = "ready"
     STOPPING = "shutting down"
-    FAILED = "failed"  # its inference thread is gone or hangs; the process is about to end
+    FAILED = "failed"  # the inference thread died or is stalled; the process is about to exit
 
 
 class Lifecycle:
@@ -30,13 +30,19 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
+        self.on_reload: list[Callable[[], Awaitable[None]]] = []  # awaited one after the other on SIGHUP
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def in_flight(self) -> int:
+        """Accepted requests without an answer."""
+        return self._in_flight
+
     def check_alive(self) -> None:
         if self.phase is Phase.FAILED:
-            raise NotReady("The inference thread is gone or hangs.", retry_after_s=5)
+            raise NotReady("The inference thread died or is stalled.", retry_after_s=5)
 
     def check_ready(self) -> None:
         if self.phase is not Phase.READY:
@@ -44,7 +50,7 @@ class Lifecycle:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """A stop waits until the request is answered; raises NotReady unless the service is ready."""
+        """A shutdown waits until the request is answered; raises NotReady unless the service is ready."""
         self.check_ready()
         self._in_flight += 1
         self._idle.clear()
@@ -59,61 +65,58 @@ class Lifecycle:
         """Refuses new work and waits until what was accepted is answered, or limit_s seconds."""
         if self.phase is not Phase.FAILED:
             self.phase = Phase.STOPPING
+        if not self._in_flight:
+            return
         try:
             await asyncio.wait_for(self._idle.wait(), limit_s)
         except TimeoutError:
-            logger.warning("%d requests were still unanswered after %g s", self._in_flight, limit_s)
+            logger.warning("%d requests unanswered after %g s", self._in_flight, limit_s)
+
+    async def reload(self) -> None:
+        """Runs every `on_reload`; a failure is logged and leaves the others."""
+        for reload in self.on_reload:
+            try:
+                await reload()
+            except Exception:
+                logger.exception("reload failed")
 
 
-@contextmanager
-def draining_signals(lifecycle: Lifecycle, limit_s: float) -> Iterator[None]:
-    """The first SIGINT or SIGTERM drains, then goes on to the server's own handler; a second one goes there at once.
+class Worker(Protocol):
+    """What `watch` needs of the batcher; `oldest_start` is the time.monotonic of the batch that runs for longest."""
 
-    The server's handler closes the socket first and asks questions later. This way new requests get a 503 in the
-    meantime.
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def failure(self) -> Exception | None: ...
+
+    @property
+    def oldest_start(self) -> float | None: ...
+
+    def abort(self) -> None: ...
+
+
+async def watch(batcher: Worker, lifecycle: Lifecycle, limit_s: float, clock: Clock = time.monotonic) -> None:
+    """Runs until a batch runs for longer than limit_s, a thread dies or the device is lost; then ends the process.
+
+    Only time in which this process itself runs counts: a check adds at most two periods, so that a container or
+    machine that is paused in the middle of a batch goes on afterwards.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    before: dict[int, Any] = {int(number): signal.getsignal(number) for number in STOP_SIGNALS}
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def drain_then(number: int) -> None:
-        await lifecycle.drain(limit_s)
-        before[number](number, None)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if tasks or not callable(before[number]):
-            before[number](number, frame)
-        else:
-            loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(drain_then(number))))
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    observed_s, last = 0.0, clock()
+    while (reason := _failure(batcher, observed_s, limit_s)) is None:
+        await asyncio.sleep(PERIOD_S)
+        now, start = clock(), batcher.oldest_start
+        observed_s = min(now - start, observed_s + min(now - last, 2 * PERIOD_S)) if start is not None else 0.0
+        last = now
+    logger.critical("%s; exiting", reason)
+    lifecycle.phase = Phase.FAILED
+    batcher.abort()
+    signal.raise_signal(signal.SIGTERM)
 
 
-@contextmanager
-def ending_with_parent() -> Iterator[None]:
-    """Stops a worker as SIGTERM does once the process that started it is gone, since nobody else would."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        yield
-        return
-    loop, sentinel = asyncio.get_running_loop(), parent.sentinel
-
-    def stop() -> None:
-        loop.remove_reader(sentinel)
-        logger.warning("the process that started this worker is gone; the worker ends")
-        signal.raise_signal(signal.SIGTERM)
-
-    loop.add_reader(sentinel, stop)
-    try:
-        yield
-    finally:
-        loop.remove_reader(sentinel)
+def _failure(batcher: Worker, observed_s: float, limit_s: float) -> str | None:
+    if batcher.failure is not None:
+        return f"inference failed: {batcher.failure}"
+    if not batcher.alive:
+        return "inference thread died"
+    return f"inference thread stalled for {observed_s:.1f} s" if observed_s > limit_s else None

@@ -7,34 +7,36 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from app import engines
-from app.api.auth import Keys
+from app.api.auth import ApiKeys
 from app.engines import Engine
 from app.engines.hardware import available_cpus
+from app.errors import DeviceError, SettingsError
 from app.inference.batcher import Batcher, batch_sizes
 from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
-from app.lifecycle import Lifecycle, Phase, draining_signals, ending_with_parent
+from app.lifecycle import Lifecycle, Phase, watch
 from app.model import preprocessing, weights
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
-from app.settings import Settings
+from app.settings import PREFIX, Settings
 from app.state import State
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
-from app.watchdog import watch
 
 LoadEngine = Callable[[Weights, Settings], Engine]
 
 logger = logging.getLogger(__name__)
 
+KEYS_RELOAD_S = 0.4  # two reads that agree take less than a second
 GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch waits that long for a busy event loop
 
 
@@ -50,28 +52,27 @@ def lifespan(
     async def run(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle, statistics = Lifecycle(), Statistics()
         classifier = build_classifier(settings, load_engine)
-        keys = Keys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
-        if keys.open:
+        keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
+        lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
+        if keys.disabled:
             logger.warning("no API keys are set: everyone who reaches this address may use it")
         pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
         _describe(metrics, classifier)
-        with (
-            ThreadPoolExecutor(1, "parse") as executor,
-            draining_signals(lifecycle, settings.drain_s),
-            ending_with_parent(),
-        ):
+        with ThreadPoolExecutor(1, "parse") as executor:
             preprocessing.load_decoders()
             pipeline.start()
-            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.watchdog_s))
+            reloads = asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))
+            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s))
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
             yield {"service": State(settings, lifecycle, metrics, keys, statistics, classifier, pipeline, executor)}
             watchdog.cancel()
+            reloads.cancel()
             if lifecycle.phase is Phase.FAILED:
                 exit_process(1)
             lifecycle.phase = Phase.STOPPING
-            pipeline.close(settings.drain_s)
+            pipeline.close(settings.shutdown_timeout_s)
 
     return run
 
@@ -84,9 +85,13 @@ def load_engine(weights: Weights, settings: Settings) -> Engine:
 
 
 def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
-    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or DeviceError."""
+    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
     file = weights.load(settings.weights)
-    return Classifier(file, load_engine(file, settings), batch_sizes(settings.max_batch))
+    try:
+        engine = load_engine(file, settings)
+    except DeviceError as error:
+        raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
+    return Classifier(file, engine, batch_sizes(settings.max_batch))
 
 
 def build_pipeline(

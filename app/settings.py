@@ -1,116 +1,192 @@
-"""Every setting, its default and why. Flags, environment, `--help` and the README's table come from this one class."""
+"""Every setting with its default and meaning. Flags, environment, `--help` and the documents' table use this class."""
 
+import logging
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FilePath, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, FilePath, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.errors import SettingsError
 from app.model.weights import BUNDLED
+from app.setting_types import Count, Device, Hosts, Keys, ListenHost, Lower, Origins, Proxies, RootPath, Seconds
 
 PREFIX = "THIRTYTWO_"
+DEPRECATED = {  # removed in the release after 0.1
+    "MAX_HELD_BYTES": "MAX_INFLIGHT_BYTES",
+    "PROXIES": "TRUSTED_PROXIES",
+    "EXPOSE_PAGE": "EXPOSE_UI",
+    "WATCHDOG_S": "INFERENCE_TIMEOUT_S",
+    "DRAIN_S": "SHUTDOWN_TIMEOUT_S",
+}
+REMOVED = {"SECOND_LOOK": "the stages in the weights file replace it"}
+GROUPS = {  # by the first setting of each
+    "host": "Server",
+    "weights": "Model",
+    "request_timeout_s": "Limits",
+    "api_keys": "Access",
+    "inference_timeout_s": "Operation",
+}
 
-Count = Annotated[int, Field(ge=1)]
-Names = Annotated[tuple[str, ...], NoDecode]
+logger = logging.getLogger(__name__)
+
+
+class DeprecatedEnvironment(PydanticBaseSettingsSource):
+    """Values of variables under their old names; a variable under its new name has precedence."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Required by the base class; `__call__` reads all variables at once."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        given = {name.upper(): value for name, value in os.environ.items() if value}
+        return {new.lower(): given[PREFIX + old] for old, new in DEPRECATED.items() if PREFIX + old in given}
 
 
 class Settings(BaseSettings):
-    """Read from the environment with the prefix THIRTYTWO_; a flag of `python -m app` sets the same variable."""
+    """Read from flags, then from the environment with the prefix THIRTYTWO_, then from the defaults."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    host: ListenHost = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all, :: for all and IPv6")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    workers: Count = Field(1, description="processes; one with all threads is best on a CPU of few cores")
-    weights: Path = Field(BUNDLED, description="weights file; default: the bundled CIFAR-10 one")
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps; auto prefers CUDA"
-    )
-    engine: Literal["auto", "openvino", "torch"] = Field(
-        "auto", description="auto is openvino on a CPU, torch elsewhere"
-    )
-    precision: Literal["auto", "int8", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="auto is the fastest that the processor found computes well in"
-    )
-    threads: int = Field(
-        0, ge=0, description="CPU threads of the model; 0: all that may be used, shared out among the workers"
-    )
-    max_batch: Count = Field(64, description="images in one pass of the network; more are no faster")
-    max_queue: Count = Field(512, description="images waiting before 429; under a second of work on two cores")
-    early_exit: bool = Field(
-        True, description="an image leaves the cascade after the first confident stage; false: it passes all stages"
-    )
-    request_timeout_s: float = Field(10.0, gt=0, description="seconds until 504; its images leave the queue")
-    max_files: Count = Field(256, description="files in one request")
-    max_file_bytes: Count = Field(10_000_000, description="bytes of one file")
-    max_body_bytes: Count = Field(32_000_000, description="bytes of one request, refused while it is read")
-    max_held_bytes: Count = Field(
-        256_000_000, description="bytes of all large requests under way, before further ones get 429"
-    )
-    max_pixels: Count = Field(25_000_000, description="pixels of one image, checked before it is decoded")
-    max_request_pixels: Count = Field(100_000_000, description="pixels of all images of one request")
-    strict_size: bool = Field(False, description="take only images of the model's input size")
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="comma-separated keys; whoever wants predictions must send one; empty: open to all"
-    )
-    api_keys_file: Path | None = Field(None, description="file with one more key a line, read again when it changes")
-    expose_docs: bool = Field(True, description="serve /docs and /openapi.json")
-    expose_metrics: bool = Field(True, description="serve /metrics")
-    expose_page: bool = Field(True, description="serve the page at /")
-    cors_origins: Names = Field(
-        (), description="comma-separated origins whose pages may call this, such as https://a.org"
-    )
-    allowed_hosts: Names = Field((), description="comma-separated Host names answered to, *.a.org too; empty: all")
-    proxies: Names = Field(
-        ("127.0.0.1",), description="comma-separated addresses whose X-Forwarded-* headers are believed"
+    workers: Count = Field(1, description="worker processes; one is fastest on a CPU of few cores")
+    root_path: RootPath = Field("", description="URL path prefix behind a reverse proxy, such as /classifier")
+    keep_alive_s: Seconds = Field(
+        75.0,
+        description="seconds until an idle connection is closed; keep it above the load balancer's idle timeout "
+        "(AWS ALB and nginx: 60, Google Cloud: 600)",
     )
     tls_cert: FilePath | None = Field(
-        None, description="PEM file with the certificate chain; serves HTTPS with TLS_KEY"
+        None, description="PEM file with the certificate chain; enables HTTPS with TLS_KEY"
     )
-    tls_key: FilePath | None = Field(None, description="PEM file with its private key")
-    watchdog_s: float = Field(
-        30.0, gt=0, description="seconds that one pass of the network may take before the process ends"
+    tls_key: FilePath | None = Field(None, description="PEM file with the private key")
+
+    weights: Path = Field(BUNDLED, description="weights file; default: the bundled CIFAR-10 model")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto prefers CUDA")
+    engine: Annotated[Literal["auto", "openvino", "torch"], Lower] = Field(
+        "auto", description="inference engine; auto is openvino on a CPU, torch elsewhere"
     )
-    drain_s: float = Field(20.0, ge=0, description="seconds that accepted requests get to finish after SIGTERM")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity logged")
-    log_format: Literal["text", "json"] = Field("text", description="one line a request, for people or for machines")
-    root_path: str = Field("", description="path under which a proxy serves this, such as /classifier")
+    precision: Annotated[Literal["auto", "int8", "bfloat16", "float16", "float32"], Lower] = Field(
+        "auto", description="numeric precision; auto picks the fastest the CPU supports natively"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads for inference, shared by the workers; 0 uses all available")
+    max_batch: Count = Field(64, description="largest batch, in images")
+    early_exit: bool = Field(
+        True, description="images leave a cascade after the first confident stage; false: they pass all stages"
+    )
 
-    @field_validator("api_keys", "cors_origins", "allowed_hosts", "proxies", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+    request_timeout_s: Seconds = Field(10.0, description="deadline of a request in seconds, then 504")
+    max_queue: Count = Field(512, description="images waiting before further requests get 429")
+    max_files: Count = Field(256, description="files per request")
+    max_file_bytes: Count = Field(10_000_000, description="bytes per file")
+    max_body_bytes: Count = Field(32_000_000, description="bytes per request body")
+    max_inflight_bytes: Count = Field(
+        256_000_000, description="bytes of all request bodies in flight, before further ones get 429"
+    )
+    max_pixels: Count = Field(25_000_000, description="pixels per image, checked before decoding")
+    max_request_pixels: Count = Field(
+        100_000_000, description="pixels of all images of a request, checked before decoding"
+    )
+    strict_size: bool = Field(False, description="accept only images of the model's input size")
 
-    @field_validator("root_path")
+    api_keys: Keys = Field((), description="comma-separated API keys; empty without API_KEYS_FILE: open to all")
+    api_keys_file: Path | None = Field(None, description="file with one API key per line, reloaded when it changes")
+    allowed_hosts: Hosts = Field(
+        (), description="comma-separated Host names that are served, also *.a.org; empty: all; probes are exempt"
+    )
+    cors_origins: Origins = Field((), description="comma-separated origins allowed by CORS, such as https://a.org")
+    trusted_proxies: Proxies = Field(
+        ("127.0.0.1", "::1"), description="comma-separated proxy addresses whose X-Forwarded-* headers are trusted"
+    )
+    expose_docs: bool = Field(True, description="serve /docs and /openapi.json")
+    expose_metrics: bool = Field(True, description="serve /metrics")
+    expose_ui: bool = Field(True, description="serve the page at /")
+
+    inference_timeout_s: Seconds = Field(30.0, description="seconds one batch may run before the process exits")
+    shutdown_timeout_s: float = Field(
+        20.0, ge=0, allow_inf_nan=False, description="seconds accepted requests have to finish after SIGTERM"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = Field(
+        "info", description="minimum log level"
+    )
+    log_format: Annotated[Literal["text", "json"], Lower] = Field("text", description="format of log lines")
+
     @classmethod
-    def _slashes(cls, value: str) -> str:
-        return f"/{value.strip('/')}" if value.strip("/") else ""
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, DeprecatedEnvironment(settings_cls)
 
     @model_validator(mode="after")
-    def _room_for_a_request(self) -> Self:
-        if self.max_queue < self.max_files:
-            raise ValueError(f"MAX_QUEUE ({self.max_queue}) must hold one request of MAX_FILES ({self.max_files})")
+    def _check_limits(self) -> Self:
+        """One request of the largest allowed size must fit into what all requests share."""
+        for shared, single in (
+            ("max_queue", "max_files"),
+            ("max_inflight_bytes", "max_body_bytes"),
+            ("max_request_pixels", "max_pixels"),
+        ):
+            if getattr(self, shared) < getattr(self, single):
+                raise ValueError(f"{_variable(shared)} is less than {_variable(single)}={getattr(self, single)}")
         return self
 
     @model_validator(mode="after")
-    def _room_for_a_body(self) -> Self:
-        if self.max_held_bytes < self.max_body_bytes:
-            raise ValueError(f"MAX_HELD_BYTES ({self.max_held_bytes}) must hold MAX_BODY_BYTES ({self.max_body_bytes})")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_tls(self) -> Self:
+    def _check_tls(self) -> Self:
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise ValueError("TLS_CERT and TLS_KEY belong together")
+            missing = "tls_key" if self.tls_cert else "tls_cert"
+            raise ValueError(f"{_variable(missing)} is missing: HTTPS needs a certificate and a key")
         return self
 
 
 def load() -> Settings:
     """The settings from the environment; raises SettingsError with a line that names the variable."""
+    for warning in warnings(os.environ):
+        logger.warning(warning)
     try:
         return Settings()
     except ValidationError as error:
-        first = error.errors()[0]
-        variable = PREFIX + str(first["loc"][0]).upper() if first["loc"] else f"{PREFIX}*"
-        raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise invalid(error) from error
+
+
+def invalid(error: ValidationError) -> SettingsError:
+    """The first error as one line that names the variable; values of secrets are left out."""
+    first = error.errors(include_url=False)[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    return SettingsError(f"{_given_variable(str(first['loc'][0]))}: {reason}" if first["loc"] else reason)
+
+
+def warnings(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable with a deprecated name, and for each that is almost the name of a setting."""
+    given = {name.upper() for name, value in environment.items() if value and name.upper().startswith(PREFIX)}
+    known = {_variable(name) for name in Settings.model_fields}
+    lines = [
+        f"{PREFIX}{old} is deprecated; use {PREFIX}{new}"
+        + (f"; both are set, {PREFIX}{new} has precedence" if PREFIX + new in given else "")
+        for old, new in DEPRECATED.items()
+        if PREFIX + old in given
+    ]
+    lines += [f"{PREFIX}{old} has no effect: {why}" for old, why in REMOVED.items() if PREFIX + old in given]
+    for name in sorted(given - known - {PREFIX + old for old in DEPRECATED | REMOVED}):
+        if close := get_close_matches(name, known, 1, cutoff=0.85):
+            lines.append(f"{name} is not a setting; did you mean {close[0]}?")
+    return lines
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _given_variable(name: str) -> str:
+    """The deprecated name where only that is set."""
+    new = _variable(name)
+    old = next((PREFIX + old for old, to in DEPRECATED.items() if PREFIX + to == new), new)
+    return old if os.environ.get(old) and not os.environ.get(new) else new

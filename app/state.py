@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.auth import Keys
+from app.api.auth import ApiKeys
 from app.inference.classifier import Classifier
 from app.inference.pipeline import Pipeline
 from app.lifecycle import Lifecycle
@@ -20,7 +20,7 @@ class State:
     settings: Settings
     lifecycle: Lifecycle
     metrics: Metrics
-    keys: Keys
+    keys: ApiKeys
     statistics: Statistics
     classifier: Classifier
     pipeline: Pipeline

@@ -34,7 +34,7 @@ def replicas(settings: Settings, load_engine: LoadEngine = load_engine, **option
         "max_queued_requests": settings.max_queue,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
         "autoscaling_config": AutoscalingConfig(max_replicas=4, target_ongoing_requests=settings.max_batch),
-        "graceful_shutdown_timeout_s": settings.drain_s,
+        "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
         "logging_config": LoggingConfig(enable_access_log=False),  # the application has its own
         "ray_actor_options": {
             "num_cpus": settings.threads or 1,

@@ -1,11 +1,11 @@
-"""Writes the table of settings into the README: `make docs`. A test fails while the two differ."""
+"""Writes the table of settings into docs/configuration.md: `make docs`. A test fails while the two differ."""
 
 import re
 from pathlib import Path
 
 from app.settings import PREFIX, Settings
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 PLACE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
 
 
@@ -31,4 +31,4 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text()))
+    PAGE.write_text(updated(PAGE.read_text()))

@@ -118,7 +118,7 @@ def serving(
 ) -> Iterator[httpx.Client]:
     """The application on a free port of loopback, in a thread, and a client for it."""
     app = around(create_app(settings, load_engine))
-    options = {"root_path": settings.root_path, "log_config": None, "lifespan": "on", "http": protocol}
+    options = {"log_config": None, "lifespan": "on", "http": protocol}
     server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -3,18 +3,21 @@
 import ast
 import os
 import resource
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.subprocesses import command, free_port, process
+from tests.support.subprocesses import command, free_port, process, wait_until_ready
 
 APP = Path(__file__).parents[1] / "app"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -43,6 +46,87 @@ def test_a_full_disk_under_the_log_harms_nothing(tiny_weights: Path, cat: bytes,
         assert httpx.post(f"{url}/predict", content=b"?").status_code == 415
         running.terminate()
         assert running.wait(30) == 0
+
+
+def test_stuck_log_reader_stops_no_request(tiny_weights: Path, cat: bytes) -> None:
+    """The pipe behind stderr is full and nobody reads it, also not at the end."""
+    reader, writer = os.pipe()
+    with process(tiny_weights, stderr=writer, stdout=writer) as (running, url):
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)  # shared with the service
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for _ in range(300):
+                assert client.get("/healthz").status_code == 200
+        assert ask(url, cat) == 200
+        running.terminate()
+        assert running.wait(30) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(("descriptors", "workers"), [((2,), "1"), ((0, 1, 2), "1"), ((0, 1, 2), "2")])
+def test_closed_standard_streams_harm_nothing(
+    tiny_weights: Path, cat: bytes, descriptors: tuple[int, ...], workers: str
+) -> None:
+    def close() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    streams = {"stdin": None, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with process(tiny_weights, "--workers", workers, preexec_fn=close, **streams) as (running, url):
+        assert [ask(url, cat) for _ in range(10)] == [200] * 10
+        assert httpx.get(f"{url}/nothing").status_code == 404
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+def test_reader_that_closes_the_log_harms_nothing(tiny_weights: Path, cat: bytes) -> None:
+    reader, writer = os.pipe()
+    with process(tiny_weights, stderr=writer) as (running, url):
+        os.close(reader)
+        assert [ask(url, cat) for _ in range(10)] == [200] * 10
+        running.terminate()
+        assert running.wait(30) == 0
+    os.close(writer)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_last_log_lines_are_written_at_exit(tiny_weights: Path, log_format: str) -> None:
+    with process(tiny_weights, "--log-format", log_format) as (running, url):
+        for i in range(20):
+            httpx.get(f"{url}/healthz", headers={"x-request-id": f"last-{i}", "connection": "close"})
+        running.terminate()
+        _, log = running.communicate(timeout=30)
+    assert all(f"last-{i}" in log for i in range(20))
+
+
+def test_pause_in_the_middle_of_a_batch_is_no_stall(tiny_weights: Path, cat: bytes) -> None:
+    """As by `docker pause` or a snapshot: the batch began longer ago than the timeout, but not of running time."""
+    port = free_port()
+    slow = [sys.executable, "-m", "tests.support.fault_injection", "slow", str(tiny_weights), str(port)]
+    environment = os.environ | {"THIRTYTWO_INFERENCE_TIMEOUT_S": "2"}
+    with (
+        subprocess.Popen(slow, stderr=subprocess.PIPE, text=True, env=environment) as running,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(running, url)
+        files = [("file", ("cat.png", cat))] * 256  # 0.01 s each
+        answer = pool.submit(lambda: httpx.post(f"{url}/predict", files=files, timeout=60))
+        time.sleep(0.5)
+        running.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        running.send_signal(signal.SIGCONT)
+        assert answer.result().status_code == 200
+        time.sleep(2)
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        running.terminate()
+        log = running.communicate(timeout=30)[1]
+    assert running.returncode == 0, log
+    assert "stalled" not in log
 
 
 def test_without_a_home_and_with_no_place_to_write_it_serves(tiny_weights: Path, cat: bytes) -> None:
@@ -113,7 +197,7 @@ def test_a_clock_that_jumps_harms_nothing(tiny_weights: Path, cat: bytes, tmp_pa
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    flags = ("--watchdog-s", "5", "--request-timeout-s", "20")
+    flags = ("--inference-timeout-s", "5", "--request-timeout-s", "20")
     with process(tiny_weights, *flags, env=environment, stderr=subprocess.DEVNULL) as (running, url):
         for days in (400, -400, 0):
             clock.write_text(f"{days:+}d")

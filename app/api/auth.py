@@ -1,62 +1,114 @@
-"""API keys: one of several, compared in constant time, some of them from a file that may change while we run."""
+"""API keys from the settings and from a file that may change while the service runs."""
 
+import asyncio
 import hmac
 import logging
-import time
+import os
+import re
+import stat
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from app.errors import SettingsError, Unauthorized
 
+MAX_FILE_BYTES = 1_000_000
+COMMENT = re.compile(rb"(?:^|\s)#")
+
 logger = logging.getLogger(__name__)
 
 
-class Keys:
-    """The accepted keys: the fixed ones, and those of a file with one a line. Where neither is set, all may enter.
+class ApiKeys:
+    """The accepted keys: the fixed ones, and those of a file with one key per line; `#` begins a comment.
 
-    A change of the file may go unnoticed for `look_s` seconds. Raises SettingsError where the file cannot be read at
-    the start; later the last keys stay.
+    Raises SettingsError if the file cannot be read at first. Later the last keys stay valid until it can be.
     """
 
-    def __init__(self, fixed: Sequence[str] = (), file: Path | None = None, look_s: float = 1.0) -> None:
-        self.open = not fixed and file is None
+    def __init__(self, fixed: Sequence[str] = (), file: Path | None = None) -> None:
+        self.disabled = not fixed and file is None
         self._fixed = [key.encode() for key in fixed]
         self._file = file
-        self._look_s = look_s
-        self._from_file: list[bytes] = []
-        self._changed_ns = 0
-        self._looked = time.monotonic()
+        self._data = b""  # of the file as it is in effect
+        self._seen = b""  # of the file at the last reload
+        self._problem = ""
+        self._keys = self._fixed
         if file:
             try:
-                self._read(file)
-            except OSError as error:
-                raise SettingsError(f"THIRTYTWO_API_KEYS_FILE: {file} cannot be read: {error.strerror}.") from error
+                self._accept(read_key_file(file))
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"THIRTYTWO_API_KEYS_FILE: {file} {describe(error)}.") from error
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises Unauthorized where keys are set and the headers (names in lower case) carry none of them."""
-        if self.open:
+        """Raises Unauthorized if keys are set and neither header (names in lower case) has one of them."""
+        if self.disabled:
             return
-        self._look()
         scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-        sent = credentials.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        matches = [hmac.compare_digest(sent, key) for key in self._fixed + self._from_file]
+        sent = [credentials.strip()] if scheme.lower() == b"bearer" else []
+        sent.append(headers.get(b"x-api-key", b""))
+        matches = [hmac.compare_digest(each, key) for each in sent for key in self._keys]  # all, for constant time
         if not any(matches):
             raise Unauthorized("Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
 
-    def _look(self) -> None:
-        now = time.monotonic()
-        if self._file is None or now - self._looked < self._look_s:
-            return
-        self._looked = now
-        try:
-            self._read(self._file)
-        except OSError as error:
-            logger.error("the keys stay as they were: %s cannot be read: %s", self._file, error.strerror)
+    def reload(self, at_once: bool = True) -> None:
+        """Reads the file again. Without `at_once` a change must be the same in two successive calls.
 
-    def _read(self, file: Path) -> None:
-        changed_ns = file.stat().st_mtime_ns
-        if changed_ns != self._changed_ns:
-            lines = (line.strip() for line in file.read_bytes().splitlines())
-            self._from_file = [line for line in lines if line and not line.startswith(b"#")]
-            self._changed_ns = changed_ns
-            logger.info("%d API keys read from %s", len(self._from_file), file)
+        So a file that is written in place is never in effect by halves.
+        """
+        if self._file is None:
+            return
+        try:
+            data = read_key_file(self._file)
+        except (OSError, ValueError) as error:
+            self._report(describe(error))
+            return
+        self._problem = ""
+        if data != self._data and (at_once or data == self._seen):
+            self._accept(data)
+        self._seen = data
+
+    async def reload_every(self, interval_s: float) -> None:
+        """Reloads for ever, in a thread: a file system that does not answer must not block the event loop."""
+        while self._file is not None:
+            await asyncio.sleep(interval_s)
+            await asyncio.to_thread(self.reload, False)
+
+    def _accept(self, data: bytes) -> None:
+        keys = parse_keys(data)
+        self._data = self._seen = data
+        self._keys = self._fixed + keys
+        level = logging.INFO if self._keys else logging.WARNING
+        logger.log(level, "%d API keys read from %s", len(keys), self._file)
+
+    def _report(self, problem: str) -> None:
+        if problem != self._problem:
+            logger.error("the API keys stay as they were: %s %s", self._file, problem)
+        self._problem = problem
+
+
+def read_key_file(file: Path) -> bytes:
+    """The content of a regular file; never waits for a writer. Raises OSError, or ValueError with a reason."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is not a regular file")
+        data = b""
+        while len(data) <= MAX_FILE_BYTES and (part := os.read(descriptor, MAX_FILE_BYTES + 1)):
+            data += part
+    finally:
+        os.close(descriptor)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"has more than {MAX_FILE_BYTES} bytes")
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in data:
+        raise ValueError("is not UTF-8 text (perhaps UTF-16); save it as UTF-8")
+    return data
+
+
+def parse_keys(data: bytes) -> list[bytes]:
+    """One key per line, without comments, surrounding white space and a byte-order mark."""
+    lines = (COMMENT.split(line, 1)[0].strip() for line in data.removeprefix(BOM_UTF8).splitlines())
+    return [line for line in lines if line]
+
+
+def describe(error: Exception) -> str:
+    return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -4,14 +4,13 @@ import logging
 import math
 import re
 import time
-from collections.abc import Sequence
 from itertools import count
 from secrets import token_hex
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.errors import QueueFull, UnknownHost
+from app.errors import QueueFull
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
 
@@ -102,24 +101,6 @@ class RequestContext:
         self.metrics.observe_request(route, status, seconds)
         if self.access:
             self.access.add(scope["method"], route, status, seconds, request_id)
-
-
-class TrustedHosts:
-    """Answers only requests for the named hosts, `*.name` taking every host below it."""
-
-    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
-        self.app = app
-        self._names = {name.lower() for name in names if not name.startswith("*.")}
-        self._endings = tuple(name[1:].lower() for name in names if name.startswith("*."))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            host = PORT.sub("", dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower())
-            if host not in self._names and not host.endswith(self._endings):
-                error = UnknownHost("This service does not answer to the host name of the request.")
-                await problems.of_error(error, scope)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
 
 
 def _without_traceback(send: Send) -> Send:

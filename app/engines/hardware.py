@@ -6,17 +6,16 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
+from app.engines.cgroup import cpu_quota
+
 NICE = 10  # below the event loop, which starved with 3 (docs/benchmarks.md)
 
 
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPUs in this process's affinity mask, or of the cgroup's quota where that is less; at least 1."""
+def available_cpus(system: Path = Path("/")) -> int:
+    """CPUs in this process's affinity mask, or of its control groups' quota where that is less; at least 1."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = cgroup.read_text().split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+    quota = cpu_quota(system)
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

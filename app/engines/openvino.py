@@ -48,17 +48,19 @@ class OpenVINOEngine:
             raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
         self.precision = precision
         self.streams = min(threads, MAX_STREAMS)
-        core, model = (
-            openvino.Core(),
-            build_model(weights, weights.card.activation_ranges if precision == "int8" else {}),
-        )
+        ranges = weights.card.activation_ranges if precision == "int8" else {}
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
 
         def create_requests(streams: int) -> list[openvino.InferRequest]:
-            compiled = core.compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
-            return [compiled.create_infer_request() for _ in range(streams)]
+            model = openvino.Core().compile_model(
+                build_model(weights, ranges), "CPU", {**options, "NUM_STREAMS": streams}
+            )
+            return [model.create_infer_request() for _ in range(streams)]
 
-        (self._all_cores_request,) = stream_requests = create_requests(1)
+        # Not on this thread: OpenVINO sets an alternate signal stack there and frees it with the model. A signal after
+        # that would end the process.
+        with ThreadPoolExecutor(1) as pool:
+            (self._all_cores_request,) = stream_requests = pool.submit(create_requests, 1).result()
         if self.streams > 1:
             with ThreadPoolExecutor(1, initializer=lower_priority) as pool:  # stream threads inherit its priority
                 stream_requests = pool.submit(create_requests, self.streams).result()

@@ -1,16 +1,14 @@
-"""Log lines: text for people, JSON for machines; one line an event in either."""
+"""Log lines as text or JSON, one line per event."""
 
-import asyncio
 import json
 import logging
 import logging.config
-import sys
 import time
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TextIO
 
-FLUSH_S = 0.1
+from app.telemetry import log_stream
+from app.telemetry.log_stream import EXIT_S, LogStream
 
 
 class JsonFormatter(logging.Formatter):
@@ -40,16 +38,25 @@ class TextFormatter(logging.Formatter):
         return f"{line} [{record.request_id}]" if hasattr(record, "request_id") else line
 
 
-class AccessLog:
-    """One line a request, written ten times a second, since a write a line costs as much as reading the form.
+class LogHandler(logging.StreamHandler[LogStream]):
+    def __init__(self) -> None:
+        super().__init__(log_stream.stderr())
 
-    Nothing in a line is the caller's own text but the request id, which is letters, digits and `._-` only.
+    def close(self) -> None:
+        """Called when the interpreter exits."""
+        self.stream.drain(EXIT_S)
+        super().close()
+
+
+class AccessLog:
+    """One line per request, written without the logging module, which costs 7 us a line more.
+
+    A line has no text of the client except the request id, which consists of letters, digits and `._-`.
     """
 
     def __init__(self, style: str, stream: TextIO | None = None) -> None:
         self._as_json = style == "json"
-        self._stream = stream or sys.stderr
-        self._lines: list[str] = []
+        self._stream: Any = stream or log_stream.stderr()
 
     def add(self, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
         now, ms = _utc(time.time()), seconds * 1e3
@@ -60,15 +67,7 @@ class AccessLog:
             )
         else:
             line = f"{now} INFO    {method} {route} {status} in {ms:.1f} ms [{request_id}]\n"
-        if not self._lines:
-            asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
-        self._lines.append(line)
-
-    def flush(self) -> None:
-        lines, self._lines = self._lines, []
-        with suppress(OSError):  # a full disk or a reader that left must not stop the service
-            self._stream.write("".join(lines))
-            self._stream.flush()
+        self._stream.write(line)
 
 
 def _utc(seconds: float) -> str:
@@ -88,7 +87,7 @@ def config(level: str, style: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "handlers": {"stderr": {"()": LogHandler, "formatter": "line"}},
         "root": {"level": level.upper(), "handlers": ["stderr"]},
         "loggers": {"uvicorn.access": {"level": "WARNING"}},
     }

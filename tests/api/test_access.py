@@ -1,7 +1,6 @@
 """Who gets in: keys, hosts, origins, closed parts, TLS."""
 
 import os
-import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,18 +8,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.api.auth import Keys
+from app.api.auth import ApiKeys, parse_keys
 from app.errors import SettingsError, Unauthorized
 from app.settings import Settings
 from tests.conftest import serving
-from tests.support.subprocesses import command, fails, free_port
+from tests.support.subprocesses import command, free_port
 
 Start = Callable[..., httpx.Client]
 PNG = {"content-type": "image/png"}
 
 
-def enters(keys: Keys, key: str) -> bool:
+def accepts(keys: ApiKeys, key: str) -> bool:
     try:
         keys.check({b"x-api-key": key.encode()})
     except Unauthorized:
@@ -28,9 +29,9 @@ def enters(keys: Keys, key: str) -> bool:
     return True
 
 
-def test_without_keys_all_may_enter() -> None:
-    assert Keys().open
-    assert enters(Keys(), "")
+def test_without_keys_all_requests_are_accepted() -> None:
+    assert ApiKeys().disabled
+    assert accepts(ApiKeys(), "")
 
 
 @pytest.mark.parametrize(
@@ -39,8 +40,12 @@ def test_without_keys_all_may_enter() -> None:
         ({b"x-api-key": b"first"}, True),
         ({b"authorization": b"Bearer second"}, True),
         ({b"authorization": b"bearer  second "}, True),
+        ({b"authorization": b"Basic second", b"x-api-key": b"first"}, True),
+        ({b"authorization": b"Bearer other", b"x-api-key": b"first"}, True),
+        ({b"authorization": b"Bearer first", b"x-api-key": b"other"}, True),
         ({b"authorization": b"Basic second"}, False),
         ({b"authorization": b"Bearer"}, False),
+        ({b"authorization": b"Bearer other", b"x-api-key": b"firs"}, False),
         ({b"x-api-key": b"firs"}, False),
         ({b"x-api-key": b"first "}, False),
         ({b"x-api-key": b"\xff"}, False),
@@ -48,8 +53,8 @@ def test_without_keys_all_may_enter() -> None:
         ({}, False),
     ],
 )
-def test_one_of_several_keys_in_one_of_two_headers(headers: dict[bytes, bytes], passes: bool) -> None:
-    keys = Keys(["first", "second"])
+def test_any_valid_key_in_either_header_is_accepted(headers: dict[bytes, bytes], passes: bool) -> None:
+    keys = ApiKeys(["first", "second"])
     if passes:
         keys.check(headers)
     else:
@@ -57,41 +62,165 @@ def test_one_of_several_keys_in_one_of_two_headers(headers: dict[bytes, bytes], 
             keys.check(headers)
 
 
-def test_keys_of_a_file_change_without_a_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        (b"a\nb\n", [b"a", b"b"]),
+        (b"a\r\nb", [b"a", b"b"]),
+        (b"a\rb\r", [b"a", b"b"]),
+        (b"\xef\xbb\xbfa\n", [b"a"]),
+        (b"  a\t\n\n   \n", [b"a"]),
+        (b"# comment\n  # another\na  # mine\nb#c\t#\n", [b"a", b"b#c"]),
+        (b" " * 900_000, []),
+        (b"", []),
+    ],
+)
+def test_key_file_formats(data: bytes, keys: list[bytes]) -> None:
+    assert parse_keys(data) == keys
+
+
+@given(st.lists(st.from_regex(rb"[!-~]{1,20}", fullmatch=True).filter(lambda key: not key.startswith(b"#"))))
+def test_keys_of_any_file_are_read_back(keys: list[bytes]) -> None:
+    assert parse_keys(b"\n".join(keys)) == keys
+
+
+def test_changed_key_file_needs_no_restart(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# team a\nold-key\n\n")
-    keys = Keys(["fixed"], file, look_s=0)
-    assert enters(keys, "old-key")
-    assert not enters(keys, "# team a")
-    assert not enters(keys, "")
+    file.write_text("old-key\n")
+    status = file.stat()
+    keys = ApiKeys(["fixed"], file)
     file.write_text("new-key\n")
-    os.utime(file, ns=(1, 1))
-    assert not enters(keys, "old-key")
-    assert enters(keys, "new-key")
-    file.unlink()
-    assert enters(keys, "new-key")
-    assert enters(keys, "fixed")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # of the same size and time, as rsync -t leaves it
+    keys.reload()
+    assert not accepts(keys, "old-key")
+    assert accepts(keys, "new-key")
+    assert accepts(keys, "fixed")
 
 
-def test_an_empty_file_of_keys_lets_nobody_in(tmp_path: Path) -> None:
+def test_half_written_key_file_is_never_in_effect(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.touch()
-    assert not enters(Keys([], file), "")
+    file.write_text("old-key\n")
+    keys = ApiKeys([], file)
+    for half in ("", "new", "new-k"):
+        file.write_text(half)
+        keys.reload(at_once=False)
+        assert accepts(keys, "old-key")
+        assert not accepts(keys, "new")
+    file.write_text("new-key\n")
+    keys.reload(at_once=False)
+    assert accepts(keys, "old-key")
+    keys.reload(at_once=False)
+    assert accepts(keys, "new-key")
+    assert not accepts(keys, "old-key")
 
 
-def test_a_missing_file_of_keys_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="THIRTYTWO_API_KEYS_FILE"):
-        Keys([], tmp_path / "none")
+def test_emptied_key_file_revokes_all_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("key\n")
+    keys = ApiKeys([], file)
+    file.write_text("")
+    for _ in range(2):
+        keys.reload(at_once=False)
+    assert not accepts(keys, "key")
+    assert not accepts(keys, "")
 
 
-def test_hosts(start: Start) -> None:
-    client = start(allowed_hosts="a.org, *.b.org")
-    for host in ("a.org", "A.org:8000", "x.b.org", "y.x.b.org:1"):
-        assert client.get("/healthz", headers={"host": host}).status_code == 200, host
-    for host in ("b.org", "evil.org", "a.org.evil.org", "[::1]:80", ""):
-        response = client.get("/healthz", headers={"host": host})
+def unreadable(kind: str, file: Path) -> None:
+    if kind == "missing":
+        return
+    if kind == "FIFO":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        content = {"UTF-16": "key\n".encode("utf-16"), "huge": b"x" * 1_000_001}
+        file.write_bytes(content[kind])
+
+
+REASONS = {
+    "missing": "cannot be read: No such file or directory",
+    "FIFO": "is not a regular file",
+    "folder": "is not a regular file",
+    "UTF-16": "is not UTF-8 text",
+    "huge": "has more than 1000000 bytes",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_unreadable_key_file_stops_the_start(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "keys"
+    unreadable(kind, file)
+    with pytest.raises(SettingsError, match=f"THIRTYTWO_API_KEYS_FILE: {file} {REASONS[kind]}"):
+        ApiKeys([], file)
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_unreadable_key_file_keeps_the_last_keys(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text("key\n")
+    keys = ApiKeys([], file)
+    file.unlink()
+    unreadable(kind, file)
+    for at_once in (False, False, True):
+        keys.reload(at_once)
+        assert accepts(keys, "key")
+    assert [message for message in caplog.messages if REASONS[kind] in message] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+def test_service_rereads_the_key_file(start: Start, tmp_path: Path, cat: bytes) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old-key")
+    client = start(api_keys_file=file)
+
+    def status(key: str) -> int:
+        return client.post("/predict", content=cat, headers=PNG | {"x-api-key": key}).status_code
+
+    assert status("old-key") == 200
+    file.unlink()
+    os.mkfifo(file)
+    time.sleep(1.5)
+    assert status("old-key") == 200
+    file.unlink()
+    file.write_text("new-key")
+    deadline = time.monotonic() + 30
+    while status("new-key") != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert status("old-key") == 401
+
+
+def test_only_allowed_hosts_are_served(start: Start) -> None:
+    client = start(allowed_hosts="a.org, *.b.org, ::1")
+    for host in ("a.org", "A.org:8000", "x.b.org", "y.x.b.org:1", "[::1]:80"):
+        assert client.get("/model", headers={"host": host}).status_code == 200, host
+    for host in ("b.org", "evil.org", "a.org.evil.org", "[::2]:80", "127.0.0.1", "a.org:x", ""):
+        response = client.get("/model", headers={"host": host})
         assert response.status_code == 400, host
         assert response.json()["type"] == "urn:thirtytwo:problem:unknown-host"
+
+
+def test_probes_by_address_pass_the_host_check(start: Start) -> None:
+    client = start(allowed_hosts="a.org", root_path="/x")
+    for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
+        for prefix in ("", "/x"):
+            assert client.get(prefix + path, headers={"host": "10.0.0.7:8000"}).status_code == 200, path
+    assert client.get("/model", headers={"host": "10.0.0.7:8000"}).status_code == 400
+
+
+def test_star_allows_every_host(start: Start) -> None:
+    assert start(allowed_hosts="*").get("/model", headers={"host": "evil.org"}).status_code == 200
+
+
+def test_root_path_works_stripped_and_not_stripped(start: Start, cat: bytes) -> None:
+    client = start(root_path="/class ifier")
+    for prefix in ("", "/class%20ifier"):
+        assert client.post(f"{prefix}/predict", content=cat, headers=PNG).status_code == 200
+        assert client.get(f"{prefix}/v2/models/tiny").status_code == 200
+        assert client.get(f"{prefix}/").status_code == 200
+        assert client.get(f"{prefix}/static/app.js").status_code == client.get("/static/app.js").status_code
+        assert client.get(f"{prefix}/nothing").status_code == 404
+    assert client.get("/class%20ifier2/model").status_code == 404
 
 
 def test_other_origins_are_let_in_only_where_named(start: Start, cat: bytes) -> None:
@@ -108,40 +237,13 @@ def test_other_origins_are_let_in_only_where_named(start: Start, cat: bytes) -> 
 
 @pytest.mark.parametrize(
     ("setting", "paths"),
-    [("expose_docs", ["/docs", "/openapi.json"]), ("expose_metrics", ["/metrics"]), ("expose_page", ["/"])],
+    [("expose_docs", ["/docs", "/openapi.json"]), ("expose_metrics", ["/metrics"]), ("expose_ui", ["/"])],
 )
 def test_parts_can_be_closed(start: Start, cat: bytes, setting: str, paths: list[str]) -> None:
     client = start(**{setting: False})
     for path in ("/docs", "/openapi.json", "/metrics", "/", "/healthz", "/model"):
         assert client.get(path).status_code == (404 if path in paths else 200), path
     assert client.post("/predict", content=cat, headers=PNG).status_code == 200
-
-
-def test_https_with_a_certificate_of_ones_own(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:
-    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    flags = ["--weights", str(tiny_weights), "--port", str(port), "--tls-cert", str(certificate), "--tls-key", str(key)]
-    with subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL) as running:
-        trust = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust) as client:
-            deadline = time.monotonic() + 30
-            while time.monotonic() < deadline:
-                try:
-                    assert client.post("/predict", content=cat, headers=PNG).status_code == 200
-                    break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
-            else:
-                pytest.fail("no answer over TLS")
-        running.terminate()
-    assert "TLS_CERT and TLS_KEY belong together" in fails("--tls-cert", str(certificate))
-    assert "THIRTYTWO_TLS_KEY: Path does not point to a file" in fails("--tls-key", str(tmp_path / "none"))
-    broken = ("--tls-cert", str(certificate), "--tls-key", str(certificate))
-    assert "error: [SSL]" in fails("--weights", str(tiny_weights), "--port", "0", *broken)
 
 
 def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:

@@ -142,7 +142,7 @@ def test_callers_who_vanish_leave_nothing_behind(service: httpx.Client, cat: byt
 
 def test_large_bodies_together_are_bounded_and_small_ones_pass(tiny_weights: Path, cat: bytes) -> None:
     """Callers who each stay within the limit of one body must not fill the memory together."""
-    settings = Settings(weights=tiny_weights, max_batch=1, max_body_bytes=2_000_000, max_held_bytes=4_000_000)
+    settings = Settings(weights=tiny_weights, max_batch=1, max_body_bytes=2_000_000, max_inflight_bytes=4_000_000)
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1900000\r\n\r\n"
     with serving(settings) as client:
         with ExitStack() as stack:

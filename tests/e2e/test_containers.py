@@ -110,7 +110,7 @@ def test_our_services_are_locked_down_and_reserve_a_gpu_unless_told_otherwise() 
 
 
 def test_a_stop_has_time_to_answer_what_was_accepted() -> None:
-    assert seconds(compose()["thirtytwo"]["stop_grace_period"]) > Settings().drain_s
+    assert seconds(compose()["thirtytwo"]["stop_grace_period"]) > Settings().shutdown_timeout_s
 
 
 def test_only_the_service_is_reached_from_outside() -> None:

@@ -103,7 +103,7 @@ def test_the_gpu_overlay_takes_a_gpu_or_does_not_start(everything: dict[str, Man
 def test_a_stop_has_time_to_answer_what_was_accepted(manifests: dict[str, Manifest]) -> None:
     (container,) = pod(manifests)["containers"]
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod(manifests)["terminationGracePeriodSeconds"] > pause + Settings().drain_s
+    assert pod(manifests)["terminationGracePeriodSeconds"] > pause + Settings().shutdown_timeout_s
 
 
 def test_the_inference_service_is_valid(inference_service: Manifest) -> None:

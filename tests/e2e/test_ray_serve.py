@@ -228,7 +228,9 @@ def test_a_rolling_update_loses_nothing(url: str, cat: bytes, run: Callable[[Pat
 
 
 def test_a_full_queue_is_a_429_and_a_replica_whose_engine_hangs_is_replaced(url: str, cat: bytes) -> None:
-    settings = Settings(max_batch=1, max_queue=1, max_files=1, watchdog_s=5, request_timeout_s=100, root_path="/faulty")
+    settings = Settings(
+        max_batch=1, max_queue=1, max_files=1, inference_timeout_s=5, request_timeout_s=100, root_path="/faulty"
+    )
     application = ray_serve.replicas(
         settings, fault_injection.load(fault_injection.hanging), num_replicas=1, autoscaling_config=None
     )

@@ -132,15 +132,6 @@ def test_an_unknown_processor_computes_in_float32(tmp_path: Path) -> None:
     assert hardware.pick_precision(hardware.cpu_flags(tmp_path / "none")) == "float32"
 
 
-@pytest.mark.parametrize(("quota", "cpus"), [("100000 100000", 1), ("150000 100000", 1), ("10000 100000", 1)])
-def test_threads_follow_the_cgroups_quota(tmp_path: Path, quota: str, cpus: int) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
-    assert hardware.available_cpus(file) == cpus
-    file.write_text("max 100000")
-    assert hardware.available_cpus(file) == hardware.available_cpus(tmp_path / "none") >= 1
-
-
 def test_a_trained_networks_int8_agrees_with_float32() -> None:
     """On the bundled weights, int8 moves no example's label."""
     from app.model.preprocessing import Limits, decode

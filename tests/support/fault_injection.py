@@ -5,6 +5,7 @@ A process of its own: `python -m tests.support.fault_injection FAULT WEIGHTS POR
 A picture that is white all over is the guilty one; all others are answered with the real engine.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from app.application import create_app
 from app.engines import Engine, Output
 from app.lifespan import LoadEngine, load_engine
 from app.model.weights import Weights
+from app.server import Server, listen
 from app.settings import Settings
 from app.telemetry import logs
 
@@ -84,8 +86,11 @@ def load(fault: Fault) -> LoadEngine:
 
 def main() -> None:
     fault, weights, port = globals()[sys.argv[1]], sys.argv[2], int(sys.argv[3])
-    app = create_app(Settings(weights=weights, max_batch=16, watchdog_s=0.5), load(fault))
-    uvicorn.run(app, port=port, http=Protocol, lifespan="on", log_config=logs.config("info", "text"))
+    os.environ.setdefault("THIRTYTWO_INFERENCE_TIMEOUT_S", "0.5")
+    app = create_app(Settings(weights=weights, max_batch=16), load(fault))
+    log_config = logs.config("info", "text")
+    config = uvicorn.Config(app, http=Protocol, lifespan="on", log_config=log_config, timeout_graceful_shutdown=2)
+    Server(config).run(listen("127.0.0.1", port))
 
 
 if __name__ == "__main__":
