@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.settings import PREFIX, Settings
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 PLACE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
 
 
@@ -31,4 +31,4 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(updated(PAGE.read_text()))
+    DOCUMENT.write_text(updated(DOCUMENT.read_text()))
