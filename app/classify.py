@@ -1,75 +1,116 @@
-"""`python -m app classify FILE...`: the predictions of `/predict` without a server."""
+"""`python -m app classify PATH...`: the predictions of `/predict` without a server."""
 
 import argparse
 import asyncio
-import json
+import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
-from app import settings
+from app import image_files, settings
+from app.classify_output import FORMATS, Outcome, Output
 from app.errors import RequestError, ThirtytwoError, UndecodableImage
-from app.inference.classifier import top_classes
-from app.inference.decoding import File
-from app.inference.pipeline import Deadline, Pipeline, Prediction
+from app.image_files import Source
+from app.inference.pipeline import Deadline, Pipeline
 from app.lifespan import build_classifier, build_pipeline, load_engine
+from app.settings import Settings
 
 TIMEOUT_S = 3600.0  # of one chunk; a local user waits
+CONCURRENT_CHUNKS = 4  # one is read, one decoded, and two wait for the batcher's threads
+UNLIMITED = 10**18  # pixels; what a request may have at most is no matter here
+
+
+class InferenceFailed(UndecodableImage):
+    type, title = "inference-failed", "The image cannot be classified"
 
 
 def run(argv: list[str]) -> int:
-    """Prints a line per file; returns 0 if all are classified, 1 if some are not, 2 if the model cannot be loaded."""
-    arguments = _parse(argv)
+    """Writes the predictions; returns 0 if all files are classified, 1 if some are not, 2 if none can be."""
+    arguments = _parser().parse_args(argv)
     try:
         config = settings.load()
-        config = config.model_copy(update={"weights": arguments.weights or config.weights, "workers": 1})
+        changes = {"weights": arguments.weights or config.weights, "workers": 1, "max_request_pixels": UNLIMITED}
+        config = config.model_copy(update=changes)
         classifier = build_classifier(config, load_engine)
     except ThirtytwoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    pipeline, classes = build_pipeline(config, classifier), classifier.classes
-    top_k = max(1, min(arguments.top_k, len(classes)))
+    pipeline = build_pipeline(config, classifier)
+    top_k = min(arguments.top_k, len(classifier.classes))
     pipeline.start()
     try:
-        outcomes = asyncio.run(_classify(arguments.files, pipeline, config.max_batch))
+        output = FORMATS[arguments.format](sys.stdout, classifier.classes, top_k)
+        return asyncio.run(_run(arguments.paths, config, pipeline, output))
+    except BrokenPipeError:  # the reader, such as head, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     finally:
         pipeline.close(0)
-    return max([_print(path, outcome, classes, top_k, arguments.json) for path, outcome in outcomes])
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m app classify", description="Classifies image files.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights file [the bundled one]")
-    parser.add_argument("--top-k", type=int, default=3, metavar="N", help="labels per file [3]")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    return parser.parse_args(argv)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m app classify",
+        description="Classifies image files. The settings of the service apply, as environment variables.",
+        epilog="Exit status: 0 if all files are classified, 1 if some are not, 2 if none can be.",
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="image file; folder, with all images below it; - for standard input"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights file [THIRTYTWO_WEIGHTS]")
+    parser.add_argument("--top-k", type=_positive, default=3, metavar="N", help="classes per file [3]")
+    formats = parser.add_mutually_exclusive_group()
+    for name, text in (("json", "one JSON object per line, errors included"), ("csv", "CSV, errors included")):
+        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="text", help=text)
+    return parser
 
 
-async def _classify(
-    paths: Sequence[Path], pipeline: Pipeline, chunk: int
-) -> list[tuple[Path, Prediction | RequestError]]:
-    outcomes: list[Prediction | RequestError] = []
-    for start in range(0, len(paths), chunk):
-        files = [_read(path) for path in paths[start : start + chunk]]
-        outcomes += (await pipeline.classify(files, Deadline.after(TIMEOUT_S))).outcomes
-    return list(zip(paths, outcomes, strict=True))
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
-def _read(path: Path) -> File:
+async def _run(paths: Sequence[str], config: Settings, pipeline: Pipeline, output: Output) -> int:
+    failed = 0
+    async with aclosing(_outcomes(paths, config, pipeline)) as outcomes:
+        async for source, outcome in outcomes:
+            output.write(source.name, outcome)
+            failed += isinstance(outcome, RequestError)
+    output.stream.flush()
+    return 1 if failed else 0
+
+
+async def _outcomes(
+    paths: Sequence[str], config: Settings, pipeline: Pipeline
+) -> AsyncGenerator[tuple[Source, Outcome], None]:
+    """In order; while one chunk of files is read, others are decoded and run."""
+    max_files = max(1, min(config.max_batch, config.max_queue // CONCURRENT_CHUNKS))
+    pending: deque[tuple[list[Source], asyncio.Task[list[Outcome]]]] = deque()
+    for chunk in image_files.chunks(image_files.find(paths), max_files, config.max_file_bytes):
+        pending.append((chunk, asyncio.create_task(classify_chunk(chunk, pipeline))))
+        await asyncio.sleep(0)
+        if len(pending) == CONCURRENT_CHUNKS:
+            sources, task = pending.popleft()
+            for pair in zip(sources, await task, strict=True):
+                yield pair
+    for sources, task in pending:
+        for pair in zip(sources, await task, strict=True):
+            yield pair
+
+
+async def classify_chunk(sources: Sequence[Source], pipeline: Pipeline) -> list[Outcome]:
+    """The outcomes of the files, in order; never raises an Exception."""
+    files = [source.file for source in sources]
     try:
-        return path.read_bytes()
-    except OSError as error:
-        return UndecodableImage(f"{error.strerror}.")
-
-
-def _print(path: Path, outcome: Prediction | RequestError, classes: list[str], top_k: int, as_json: bool) -> int:
-    if isinstance(outcome, RequestError):
-        print(f"{path}: {outcome}", file=sys.stderr)
-        return 1
-    top = top_classes(outcome.probabilities, top_k, classes)
-    if as_json:
-        print(json.dumps({"file": str(path), "top": top, "resized_from": outcome.resized_from}))
-    else:
-        print(f"{path}: " + ", ".join(f"{entry['label']} {entry['probability']:.1%}" for entry in top))
-    return 0
+        return (await pipeline.classify(files, Deadline.after(TIMEOUT_S))).outcomes
+    except Exception as error:  # of one image; those beside it are classified alone
+        if len(sources) == 1:
+            return [error if isinstance(error, RequestError) else InferenceFailed(str(error))]
+        return [outcome for source in sources for outcome in await classify_chunk([source], pipeline)]
