@@ -21,7 +21,7 @@ from tests.conftest import EXAMPLES, serving
 from tests.support.subprocesses import command
 
 
-def test_a_line_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_has_one_line_per_file(capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(EXAMPLES / f"{name}.png") for name in ("cat", "frog")]
     assert classify.run(files) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -37,7 +37,7 @@ def no_file_may_grow() -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_full_disk_under_the_log_harms_nothing(tiny_weights: Path, cat: bytes, log_format: str) -> None:
+def test_full_disk_under_the_log_harms_nothing(tiny_weights: Path, cat: bytes, log_format: str) -> None:
     with (
         Path("/dev/full").open("w") as full,
         process(tiny_weights, "--log-format", log_format, stderr=full, stdout=full) as (running, url),
@@ -129,7 +129,7 @@ def test_pause_in_the_middle_of_a_batch_is_no_stall(tiny_weights: Path, cat: byt
     assert "stalled" not in log
 
 
-def test_without_a_home_and_with_no_place_to_write_it_serves(tiny_weights: Path, cat: bytes) -> None:
+def test_service_needs_no_home_and_no_writable_disk(tiny_weights: Path, cat: bytes) -> None:
     bare = {"PATH": os.environ["PATH"]}
     with process(tiny_weights, env=bare, preexec_fn=no_file_may_grow()) as (running, url):
         assert ask(url, cat) == 200
@@ -139,7 +139,7 @@ def test_without_a_home_and_with_no_place_to_write_it_serves(tiny_weights: Path,
         assert running.wait(30) == 0
 
 
-def test_several_workers_without_a_place_for_their_counts_end_with_one_clear_line(tiny_weights: Path) -> None:
+def test_workers_without_a_temporary_directory_exit_with_2(tiny_weights: Path) -> None:
     flags = ("--weights", str(tiny_weights), "--port", str(free_port()), "--workers", "2")
     ended = subprocess.run(
         command(*flags), capture_output=True, text=True, timeout=60, preexec_fn=no_file_may_grow(), check=False
@@ -150,7 +150,7 @@ def test_several_workers_without_a_place_for_their_counts_end_with_one_clear_lin
     assert "Traceback" not in ended.stderr
 
 
-def test_running_out_of_descriptors_harms_nobody_who_is_in_and_passes(tiny_weights: Path, cat: bytes) -> None:
+def test_exhausted_descriptors_leave_open_connections_working(tiny_weights: Path, cat: bytes) -> None:
     preexec_fn = limited(resource.RLIMIT_NOFILE, 64)
     with process(tiny_weights, preexec_fn=preexec_fn, stderr=subprocess.DEVNULL) as (running, url):
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
@@ -175,7 +175,7 @@ def test_running_out_of_descriptors_harms_nobody_who_is_in_and_passes(tiny_weigh
         assert running.wait(30) == 0
 
 
-def test_only_what_tells_the_time_of_day_reads_a_clock_that_may_jump() -> None:
+def test_durations_use_a_monotonic_clock() -> None:
     """Durations, deadlines and the watchdog go by clocks that cannot."""
     readers = {
         str(file.relative_to(APP))
@@ -188,7 +188,7 @@ def test_only_what_tells_the_time_of_day_reads_a_clock_that_may_jump() -> None:
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed; CI installs it")
-def test_a_clock_that_jumps_harms_nothing(tiny_weights: Path, cat: bytes, tmp_path: Path) -> None:
+def test_clock_that_jumps_harms_nothing(tiny_weights: Path, cat: bytes, tmp_path: Path) -> None:
     clock = tmp_path / "clock"
     clock.write_text("+0")
     environment = os.environ | {

@@ -19,17 +19,17 @@ from tests.support.subprocesses import children, command, fails, process
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_wrong_setting_ends_with_one_line() -> None:
+def test_wrong_setting_is_one_line() -> None:
     assert fails(THIRTYTWO_MAX_BATCH="none") == (
         "error: THIRTYTWO_MAX_BATCH: Input should be a valid integer, unable to parse string as an integer\n"
     )
 
 
-def test_a_flag_wins_over_the_environment() -> None:
+def test_flag_has_precedence_over_the_environment() -> None:
     assert "THIRTYTWO_PORT" in fails("--port", "x", THIRTYTWO_PORT="8000")
 
 
-def test_a_broken_weights_file_ends_with_one_clear_line(tmp_path: Path, tiny_weights: Path) -> None:
+def test_broken_weights_file_is_one_line(tmp_path: Path, tiny_weights: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(tiny_weights.read_bytes()[:1000])
     for weights, message in ((cut, "is not a safetensors file, or is cut off"), (tmp_path / "x", "cannot be read")):
@@ -37,14 +37,14 @@ def test_a_broken_weights_file_ends_with_one_clear_line(tmp_path: Path, tiny_wei
         assert message in lines[0]
 
 
-def test_a_missing_device_ends_with_one_clear_line(tiny_weights: Path) -> None:
+def test_missing_device_is_one_line(tiny_weights: Path) -> None:
     assert "THIRTYTWO_DEVICE, THIRTYTWO_ENGINE, THIRTYTWO_PRECISION: cuda:7 is not available" in fails(
         "--weights", str(tiny_weights), "--device", "cuda:7", "--port", "0"
     )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_port_in_use_ends_with_one_clear_line(tiny_weights: Path, workers: str) -> None:
+def test_port_in_use_is_one_line(tiny_weights: Path, workers: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -62,7 +62,7 @@ def test_help_lists_every_setting() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_drains_and_ends_with_0(tiny_weights: Path, cat: bytes, number: signal.Signals, workers: int) -> None:
+def test_signal_drains_and_exits_with_0(tiny_weights: Path, cat: bytes, number: signal.Signals, workers: int) -> None:
     outcomes: list[int] = []
     stop = threading.Event()
 
@@ -94,7 +94,7 @@ def test_a_signal_drains_and_ends_with_0(tiny_weights: Path, cat: bytes, number:
     assert set(outcomes) <= {200, 503}, log
 
 
-def test_workers_end_by_themselves_when_their_supervisor_is_killed(tiny_weights: Path) -> None:
+def test_workers_exit_when_the_supervisor_is_killed(tiny_weights: Path) -> None:
     with process(tiny_weights, "--workers", "2") as (running, url):
         assert len(children(running.pid)) == 2
         running.kill()
@@ -105,7 +105,7 @@ def test_workers_end_by_themselves_when_their_supervisor_is_killed(tiny_weights:
             httpx.get(f"{url}/healthz")
 
 
-def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: Path, cat: bytes) -> None:
+def test_workers_share_metrics_and_a_killed_one_is_replaced(tiny_weights: Path, cat: bytes) -> None:
     with process(tiny_weights, "--workers", "2") as (running, url):
 
         def told(name: str) -> float:
@@ -142,7 +142,7 @@ def test_workers_count_together_and_one_that_is_killed_comes_back(tiny_weights: 
         assert running.returncode == 0
 
 
-def test_a_worker_that_is_killed_loses_only_what_it_had_in_flight(tiny_weights: Path, cat: bytes) -> None:
+def test_killed_worker_loses_only_its_requests_in_flight(tiny_weights: Path, cat: bytes) -> None:
     """Each caller has one request at a time under way, so it loses one at most."""
     stop = threading.Event()
 
@@ -170,7 +170,7 @@ def test_a_worker_that_is_killed_loses_only_what_it_had_in_flight(tiny_weights: 
     assert sum(statuses[200] for statuses in counts) > 10
 
 
-def test_new_work_is_refused_while_old_work_is_finished(tiny_weights: Path, cat: bytes) -> None:
+def test_shutdown_refuses_new_and_answers_accepted_requests(tiny_weights: Path, cat: bytes) -> None:
     """A request that is still being sent when the stop begins is answered; one that begins then gets 503."""
     with process(tiny_weights) as (running, url):
         head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(cat)
