@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
+from app.serve import with_mapped
 from app.server import listen
 from tests.support.subprocesses import command, free_port, process, wait_until, wait_until_ready
 
@@ -182,6 +184,13 @@ def test_dual_stack_address_accepts_both_families(tiny_weights: Path, workers: s
         running.terminate()
         _, log = running.communicate(timeout=30)
     assert f"serving on http://[::]:{port_of(url)}" in log
+
+
+def test_proxies_are_trusted_on_a_dual_stack_socket() -> None:
+    trusted = ip_network(with_mapped(["10.0.0.0/8", "::1"])[2])
+    assert ip_address("::ffff:10.1.2.3") in trusted
+    assert ip_address("::ffff:11.1.2.3") not in trusted
+    assert with_mapped(["10.0.0.1", "*"]) == ["*"]
 
 
 def test_listen_binds_every_address_of_a_name() -> None:
