@@ -6,6 +6,7 @@ inputs of the groups' convolutions are on the grids of `app.model.quantization`,
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from queue import SimpleQueue
 
 import numpy as np
@@ -48,10 +49,8 @@ class OpenVINOEngine:
             raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
         self.precision = precision
         self.streams = min(threads, MAX_STREAMS)
-        core, model = (
-            openvino.Core(),
-            build_model(weights, weights.card.activation_ranges if precision == "int8" else {}),
-        )
+        core, ranges = _core(), weights.card.activation_ranges if precision == "int8" else {}
+        model = build_model(weights, ranges)
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
 
         def create_requests(streams: int) -> list[openvino.InferRequest]:
@@ -80,6 +79,15 @@ class OpenVINOEngine:
 
     def memory(self) -> None:
         return None
+
+
+@cache
+def _core() -> openvino.Core:
+    """One Core for the process: each one gives its thread a signal stack, and destroying several frees one in use.
+
+    Seen with 2026.4.1: the next signal, SIGTERM say, then ends the process with a segmentation fault.
+    """
+    return openvino.Core()
 
 
 def build_model(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
