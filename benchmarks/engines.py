@@ -34,7 +34,7 @@ def row(name: str, precision: str, threads: int, data: Path | None) -> str:
 
 def _accuracy(run: engines.Engine, folder: Path) -> str:
     test = folders.load(folder, LIMITS.size, ["test"]).test
-    return f"{metrics.accuracy(metrics.served(run, test.images), test.labels):.2%}"
+    return f"{metrics.accuracy(metrics.predict(run, test.images), test.labels):.2%}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What is measured on held-out images once a network is trained: ranges for int8, temperature and smoothing."""
+"""Post-training calibration on validation images: int8 ranges, temperature and label-smoothing correction."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,17 +17,19 @@ from app.model.quantization import ACTIVATION_LEVELS, GELU_MIN, activation_bound
 from app.model.weights import Weights
 from training import augment, metrics
 from training.data import Split
-from training.metrics import SERVED_BATCH
 
-CALIBRATION_QUALITY = 80  # of JPEG
-SMALLEST = 1e-30  # of a probability before its logarithm is taken
-SMOOTHINGS = [step / 100 for step in range(21)]  # that a calibration is chosen from
-CANDIDATES = [0.95**i for i in range(45)]  # of the largest input
-EVERY = 13  # one of so many inputs is looked at; a prime that few layers' sizes are multiples of
+CLIPPING_CANDIDATES = [0.95**i for i in range(45)]  # of the largest input: 1 down to 0.1
+SAMPLE_STRIDE = 13  # samples one input of 13; a prime, so that no layer's width or height is a multiple of it
+JPEG_QUALITY = 80  # a common default of image editors
+PROBABILITY_FLOOR = 1e-30  # before the logarithm
+SMOOTHING_GRID = [step / 100 for step in range(21)]  # label-smoothing corrections from 0 to 0.2
 
 
-def convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Those of a ConvNet's groups, which are stored and served in int8, by name; none of other networks."""
+def quantized_convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Name and module of each convolution that is stored and served in int8: those of a ConvNet's groups.
+
+    The whitening and the head stay in higher precision: they are cheap, and their inputs and outputs are sensitive.
+    """
     if isinstance(network, ConvNet):
         for name, module in network.groups.named_modules(prefix="groups"):
             if isinstance(module, nn.Conv2d):
@@ -35,78 +37,77 @@ def convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 
 
 @torch.inference_mode()
-def input_ranges(network: nn.Module, images: Tensor) -> dict[str, float]:
-    """The largest input that each convolution should tell apart, from what it gets for images uint8 [N, S, S, 3].
+def calibrate_activation_ranges(network: nn.Module, images: Tensor) -> dict[str, float]:
+    """The largest int8 input of each quantised convolution, from its inputs for images uint8 [N, S, S, 3]."""
+    samples = {name: list[Tensor]() for name, _ in quantized_convolutions(network)}
 
-    The one with the least squared error, rounding and clipping together (Choukroun et al. 2019, arXiv 1902.06822): the
-    few largest inputs would make steps too coarse for all others.
-    """
-    inputs = {name: list[Tensor]() for name, _ in convolutions(network)}
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: samples[name].append(inputs[0].flatten()[::SAMPLE_STRIDE].clone())
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, given: inputs[name].append(given[0].flatten()[::EVERY].clone())
-
-    hooks = [module.register_forward_pre_hook(note(name)) for name, module in convolutions(network)]
-    for part in images.split(SERVED_BATCH):
+    hooks = [module.register_forward_pre_hook(record(name)) for name, module in quantized_convolutions(network)]
+    for part in images.split(metrics.ENGINE_BATCH):
         network(part.permute(0, 3, 1, 2))
     for hook in hooks:
         hook.remove()
-    return {name: best_range(torch.cat(parts)) for name, parts in inputs.items()}
+    return {name: mse_clipping_range(torch.cat(parts)) for name, parts in samples.items()}
 
 
-def best_range(inputs: Tensor) -> float:
-    """The largest input to tell apart that rounds these float32 [N] with the least squared error."""
-    largest = max(inputs.max().item(), -GELU_MIN)  # above 0 even where a layer before it has died
-    return min((share * largest for share in CANDIDATES), key=lambda top: _squared_error(inputs, top))
+def mse_clipping_range(inputs: Tensor) -> float:
+    """The maximum of the int8 range with the least squared error, clipping and rounding together, for float32 [N].
+
+    Clipping the few largest inputs makes the steps finer for all others (Choukroun et al. 2019, arXiv 1902.06822).
+    """
+    largest = max(inputs.max().item(), -GELU_MIN)  # above 0, even where all units of the layer before are dead
+    return min((share * largest for share in CLIPPING_CANDIDATES), key=lambda top: _squared_error(inputs, top))
 
 
-def _squared_error(inputs: Tensor, top: float) -> float:
-    low, high = activation_bounds(top)
+def _squared_error(inputs: Tensor, maximum: float) -> float:
+    low, high = activation_bounds(maximum)
     step = (high - low) / (ACTIVATION_LEVELS - 1)
-    rounded = (inputs.clamp(low, high) / step).round() * step
-    return (inputs - rounded).square().mean().item()
+    quantized = (inputs.clamp(low, high) / step).round() * step
+    return (inputs - quantized).square().mean().item()
+
+
+def calibrate_probabilities(engine: Engine, val: Split) -> tuple[float, float]:
+    """(temperature, label-smoothing correction) fitted to validation images as they are and as JPEG, as uploads are."""
+    lossy = augment.lossy_roundtrip_batch(val.images, JPEG_QUALITY)
+    probabilities = torch.cat([metrics.predict(engine, images) for images in (val.images, lossy)])
+    return fit_calibration(probabilities.clamp_min(PROBABILITY_FLOOR).log(), val.labels.repeat(2))
 
 
 def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Temperature, 0.1 to 10, and smoothing, up to 0.2, of the lowest negative log-likelihood."""
+    """(temperature from 0.1 to 10, correction from 0 to 0.2) with the least negative log-likelihood."""
 
-    def loss(log_temperature: float, smoothing: float) -> float:
-        return F.nll_loss(calibrated_softmax(logits, exp(log_temperature), smoothing).log(), labels).item()
+    def loss(log_temperature: float, correction: float) -> float:
+        return F.nll_loss(calibrated_softmax(logits, exp(log_temperature), correction).log(), labels).item()
 
-    found = [(_lowest(partial(loss, smoothing=s), log(0.1), log(10.0)), s) for s in SMOOTHINGS]
-    log_temperature, smoothing = min(found, key=lambda pair: loss(*pair))
-    return exp(log_temperature), smoothing
+    fits = [(_minimum(partial(loss, correction=c), log(0.1), log(10.0)), c) for c in SMOOTHING_GRID]
+    log_temperature, correction = min(fits, key=lambda fit: loss(*fit))
+    return exp(log_temperature), correction
 
 
-def _lowest(loss: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley between the two ends has its minimum, searched by thirds."""
+def _minimum(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Ternary search for the minimum of a unimodal function."""
     for _ in range(40):
         third = (high - low) / 3
         low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
     return (low + high) / 2
 
 
-def calibrate_on(run: Engine, holdout: Split) -> tuple[float, float]:
-    """Temperature and smoothing that suit pictures as they are and as JPEG, since uploads are both."""
-    recoded = augment.recode_all(holdout.images, CALIBRATION_QUALITY)
-    answers = torch.cat([metrics.served(run, images) for images in (holdout.images, recoded)])
-    return fit_calibration(answers.clamp_min(SMALLEST).log(), holdout.labels.repeat(2))
-
-
-def recarded(weights: Weights, **changes: Any) -> Weights:
-    """With these changes to the card."""
+def with_card(weights: Weights, **changes: Any) -> Weights:
+    """The weights with these changes to the card, and the reference probabilities that follow from them."""
     weights = weights._replace(card=weights.card.model_copy(update=changes))
-    return weights._replace(reference_probabilities=_exact(weights, weights.reference_images))
+    return weights._replace(reference_probabilities=reference_outputs(weights))
 
 
 def uncalibrated(weights: Weights) -> Weights:
-    """Answers as the network was trained to give them, before they were calibrated."""
-    return recarded(weights, temperature=1.0, label_smoothing_correction=0.0)
+    """The weights with the plain softmax that the network was trained with."""
+    return with_card(weights, temperature=1.0, label_smoothing_correction=0.0)
 
 
 @torch.inference_mode()
-def _exact(weights: Weights, images: np.ndarray) -> np.ndarray:
-    """Probabilities of the stored weights in float32 on the CPU."""
+def reference_outputs(weights: Weights) -> np.ndarray:
+    """Probabilities float32 [R, classes] of the stored weights for the reference images, in float32 on the CPU."""
     network = load_network(weights)
-    logits = network(torch.from_numpy(images).permute(0, 3, 1, 2))
+    logits = network(torch.from_numpy(weights.reference_images).permute(0, 3, 1, 2))
     return calibrated_softmax(logits, weights.card.temperature, weights.card.label_smoothing_correction).numpy()

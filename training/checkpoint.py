@@ -1,4 +1,4 @@
-"""Where a run stands, in one file that is always whole."""
+"""The checkpoint file of a run: written atomically, read without executing pickles."""
 
 import os
 from collections.abc import Sequence
@@ -14,26 +14,27 @@ from app.errors import DataError
 State = dict[str, Any]
 
 
-def of(network: nn.Module, optimizers: Sequence[Optimizer]) -> State:
-    """What a network in training is besides its recipe."""
+def state_dict(network: nn.Module, optimizers: Sequence[Optimizer]) -> State:
+    """Parameters, buffers and momenta: with the step number, all that a resumed run needs to be bit-identical."""
     return {"network": network.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
 
 
-def into(network: nn.Module, optimizers: Sequence[Optimizer], state: State) -> None:
-    """Undoes `of`."""
+def load_state_dict(network: nn.Module, optimizers: Sequence[Optimizer], state: State) -> None:
+    """The inverse of `state_dict`."""
     network.load_state_dict(state["network"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
 
 
 def save(path: Path, state: State) -> None:
-    """Replaces the file in one move, so that a kill, a full disk or a power cut leaves the last one; raises OSError."""
+    """Replaces the file by a rename, so that a kill, a full disk or a power cut leaves the last one; raises OSError."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as stream:
             torch.save(state, stream)
             stream.flush()
-            os.fsync(stream.fileno())  # a file system may move the name before it has written the content
+            # Without it, a file system may write the new name to disk before the content.
+            os.fsync(stream.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
@@ -41,11 +42,11 @@ def save(path: Path, state: State) -> None:
 
 
 def load(path: Path) -> State:
-    """Raises DataError where there is none or it is broken."""
+    """Raises DataError where the file is missing or broken."""
     try:
         state: State = torch.load(path, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"There is no checkpoint at {path} to resume from.") from None
-    except Exception as error:  # the unpickler raises whatever a broken file makes it trip over
+    except Exception as error:  # the unpickler of a broken file raises almost any type
         raise DataError(f"The checkpoint {path} is broken; start again without --resume.") from error
     return state

@@ -14,14 +14,15 @@ from torchvision.datasets import CIFAR10
 from app.errors import DataError, RequestError
 from app.model.preprocessing import Limits, decode
 
-MAX_PIXELS = 1 << 28  # a folder's owner is trusted with large pictures, not with endless ones
+# The owner of a folder is trusted with large images; the limit stops decompression bombs only.
+MAX_PIXELS = 1 << 28
 
-PARTS = ("train", "test")
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, size, size, 3], labels int64 [N]."""
+    """Images uint8 [N, S, S, 3] and labels int64 [N], both in memory: CIFAR-10 is 184 MB."""
 
     images: Tensor
     labels: Tensor
@@ -29,71 +30,75 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> "Split":
+    def select(self, index: Tensor) -> "Split":
+        """The images at these positions int64 [M], or where the mask bool [N] is true."""
         return Split(self.images[index], self.labels[index])
 
 
-class DataSet(NamedTuple):
-    """A part that was not asked for is empty."""
+class Dataset(NamedTuple):
+    """A split that was not requested is empty. `rejected` lists unreadable files with the reason."""
 
     name: str
     classes: list[str]
     train: Split
     test: Split
-    rejected: list[tuple[Path, str]]  # files that are no images, with the reason
+    rejected: list[tuple[Path, str]]
 
 
 def download(root: Path) -> None:
-    """Fetches CIFAR-10 through torchvision, unless it is there; raises DataError."""
+    """Downloads CIFAR-10 with torchvision where it is missing; raises DataError."""
     try:
         CIFAR10(root, download=True)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"CIFAR-10 cannot be fetched: {error}.") from error
+        raise DataError(f"Cannot download CIFAR-10: {error}.") from error
 
 
-def load(root: Path, size: int, parts: Collection[str] = PARTS) -> DataSet:
-    """Reads the parts asked for of either form of data folder, pictures scaled to size x size; raises DataError."""
-    if any((root / part).is_dir() for part in PARTS):
-        return _load_folder(root, size, parts)
+def load(root: Path, size: int, splits: Collection[str] = SPLITS) -> Dataset:
+    """Reads the requested splits of either kind of folder, with images of size x size; raises DataError."""
+    if any((root / split).is_dir() for split in SPLITS):
+        return _load_image_folder(root, size, splits)
     try:
-        train, test = (CIFAR10(root, train=part == "train") for part in PARTS)
+        parts = [CIFAR10(root, train=split == "train") for split in SPLITS]
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"{root} holds neither cifar-10-batches-py/ nor train/<class>/ folders; --download fetches CIFAR-10."
         ) from error
-    if size != train.data.shape[1]:
-        raise DataError(f"CIFAR-10 has pictures of 32 x 32; --image-size {size} needs an image folder.")
-    train_split, test_split = (
-        Split(torch.from_numpy(np.ascontiguousarray(read.data)), torch.tensor(read.targets))
-        if part in parts
-        else _nothing(size)
-        for part, read in zip(PARTS, (train, test), strict=True)
+    if size != parts[0].data.shape[1]:
+        raise DataError(f"CIFAR-10 has images of 32 x 32; --image-size {size} needs an image folder.")
+    train, test = (
+        Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.tensor(part.targets))
+        if split in splits
+        else _empty_split(size)
+        for split, part in zip(SPLITS, parts, strict=True)
     )
-    return DataSet("CIFAR-10", train.classes, train_split, test_split, rejected=[])
+    return Dataset("CIFAR-10", parts[0].classes, train, test, rejected=[])
 
 
-def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Splits off a share of every class, at least one image of each; gives (rest, held out). Raises DataError."""
+def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split, Split]:
+    """A stratified split into (training, validation), with at least one validation image of each class.
+
+    Raises DataError for a class of one image.
+    """
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros(len(split), dtype=torch.bool)
     for label in split.labels.unique():
         members = order[split.labels[order] == label]
         if len(members) < 2:
-            raise DataError("Every class needs two training pictures, one of them to be held out.")
-        mask[members[: max(1, round(share * len(members)))]] = True
-    return split.take(~mask), split.take(mask)
+            raise DataError("Every class needs two training images: one of them is for validation.")
+        mask[members[: max(1, round(val_fraction * len(members)))]] = True
+    return split.select(~mask), split.select(mask)
 
 
-def _nothing(size: int) -> Split:
+def _empty_split(size: int) -> Split:
     return Split(torch.empty(0, size, size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
 
-def _load_folder(root: Path, size: int, parts: Collection[str]) -> DataSet:
-    for part in parts:
-        if not (root / part).is_dir():
-            hint = "; --skip-test trains without test pictures" if part == "test" and "train" in parts else ""
-            raise DataError(f"{root / part} is missing{hint}.")
-    classes, *others = (_classes(root / part) for part in PARTS if part in parts)
+def _load_image_folder(root: Path, size: int, splits: Collection[str]) -> Dataset:
+    for split in splits:
+        if not (root / split).is_dir():
+            hint = "; --no-test trains without test images" if split == "test" and "train" in splits else ""
+            raise DataError(f"{root / split} is missing{hint}.")
+    classes, *others = (_class_names(root / split) for split in SPLITS if split in splits)
     if len(classes) < 2:
         raise DataError(f"{root} holds {len(classes)} class folders; at least 2 are needed.")
     for other in others:
@@ -101,40 +106,45 @@ def _load_folder(root: Path, size: int, parts: Collection[str]) -> DataSet:
             raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(unknown)}.")
     rejected: list[tuple[Path, str]] = []
     train, test = (
-        _load_split(root / part, classes, size, rejected) if part in parts else _nothing(size) for part in PARTS
+        _load_split(root / split, classes, size, rejected) if split in splits else _empty_split(size)
+        for split in SPLITS
     )
-    return DataSet(root.resolve().name, classes, train, test, rejected)
+    return Dataset(root.resolve().name, classes, train, test, rejected)
 
 
-def _classes(folder: Path) -> list[str]:
+def _class_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _load_split(folder: Path, classes: list[str], size: int, rejected: list[tuple[Path, str]]) -> Split:
-    files = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
-    images, labels, before = [], [], len(rejected)
+    """Reads the images of every class folder; appends unreadable files to `rejected`."""
+    files = [(path, label) for label, name in enumerate(classes) for path in _image_paths(folder / name)]
+    images, labels, rejected_before = [], [], len(rejected)
+    # Threads are enough: Pillow releases the interpreter's lock while it decodes.
     with ThreadPoolExecutor() as pool:
-        for (path, label), result in zip(files, pool.map(lambda f: _read(f[0], size), files), strict=True):
+        for (path, label), result in zip(files, pool.map(lambda file: _read(file[0], size), files), strict=True):
             if isinstance(result, str):
                 rejected.append((path, result))
             else:
                 images.append(result)
                 labels.append(label)
     if empty := [classes[label] for label in sorted(set(range(len(classes))) - set(labels))]:
-        there = ((path, why) for path, why in rejected[before:] if path.relative_to(folder).parts[0] in empty)
-        hint = next((f" {path.name} was left out: {why}" for path, why in there), "")
-        raise DataError(f"{folder} has no pictures for: {', '.join(empty)}.{hint}")
+        # A class of unreadable files only: the first reason is more useful than the empty class.
+        reasons = (item for item in rejected[rejected_before:] if item[0].relative_to(folder).parts[0] in empty)
+        hint = next((f" {path.name} was rejected: {reason}" for path, reason in reasons), "")
+        raise DataError(f"{folder} has no images for: {', '.join(empty)}.{hint}")
     return Split(torch.from_numpy(np.stack(images)), torch.tensor(labels))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All below the folder, but what is hidden: editors and desktops keep copies and thumbnails there."""
+def _image_paths(folder: Path) -> Iterator[Path]:
+    """All files below the folder but hidden ones: editors and desktops keep copies and thumbnails there."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 
 def _read(path: Path, size: int) -> np.ndarray | str:
+    """Pixels uint8 [size, size, 3] as the service decodes them, or the reason why there are none."""
     try:
         return decode(path.read_bytes(), Limits(size, MAX_PIXELS)).pixels
     except (RequestError, OSError) as error:

@@ -1,6 +1,6 @@
-"""A trained network whose answers another one learns (Hinton et al. 2015, arXiv 1503.02531).
+"""Targets from a trained network for another one to learn (Hinton et al. 2015, arXiv 1503.02531).
 
-Its answers are averages over several views: what averaging would cost in serving is paid in training.
+The targets average several views of an image: training pays for the test-time augmentation that serving does without.
 """
 
 from functools import partial
@@ -17,21 +17,23 @@ from app.model import weights
 from app.model.weights import Weights
 from training import metrics
 from training.calibration import uncalibrated
-from training.metrics import Answer, served
+from training.metrics import PredictFn
 from training.recipe import Recipe
 
 
 class Teacher(Protocol):
+    """`name` identifies the teacher's weights file on the student's card."""
+
     @property
     def name(self) -> str: ...
 
     def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        """Soft targets float32 [N, classes] for the training images `index`, augmented to uint8 [N, S, S, 3]."""
+        """Soft targets float32 [N, classes] for training images `index` int64 [N], augmented to uint8 [N, S, S, 3]."""
         ...
 
 
-class Lesson(NamedTuple):
-    """What was answered beforehand to every training image as it is."""
+class CachedTeacher(NamedTuple):
+    """Targets float32 [images, classes], computed once on the training images without augmentation."""
 
     name: str
     targets: Tensor
@@ -40,21 +42,21 @@ class Lesson(NamedTuple):
         return self.targets[index]
 
 
-class Tutor(NamedTuple):
-    """Answers to what the student sees, however it is augmented (Beyer et al. 2022, arXiv 2106.05237)."""
+class OnlineTeacher(NamedTuple):
+    """Targets for each augmented image: both networks see the same pixels (Beyer et al. 2022, arXiv 2106.05237)."""
 
     name: str
-    answer: Answer
-    soften: float
+    predict: PredictFn
+    temperature: float
 
     def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        return (metrics.two(self.answer, images) / self.soften).softmax(1)
+        return (metrics.flip_tta(self.predict, images) / self.temperature).softmax(1)
 
 
-def engage(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher | None:
-    """The recipe's teacher, if any, for the training images uint8 [N, S, S, 3], on the engine that would serve it.
+def load_teacher(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher | None:
+    """The recipe's teacher, if any, for training images uint8 [N, S, S, 3], on the engine that would serve it.
 
-    Its probabilities are flattened by the power 1 / teacher_soften. Raises DataError or WeightsError.
+    Raises WeightsError, or DataError where classes or input size differ from the student's.
     """
     if not recipe.teacher:
         return None
@@ -63,13 +65,14 @@ def engage(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher | None
     if loaded.card.classes != classes or loaded.card.input_size != images.shape[1]:
         raise DataError(f"The teacher {file} has other classes or another input size than the student.")
     name = f"{loaded.card.name} {loaded.version}"
-    if recipe.teacher_anew:
-        return Tutor(name, _answer(uncalibrated(loaded)), recipe.teacher_soften)
-    answer = _answer(loaded)
-    parts = tqdm(images.split(1000), desc="teacher", unit="thousand", leave=False, disable=None)
-    logarithms = torch.cat([metrics.six(answer, part) for part in parts])
-    return Lesson(name, (logarithms / recipe.teacher_soften).softmax(1))
+    if recipe.online_teacher:
+        # Mixup images are outside of the data that calibration was fitted on, so its sharpening does not apply.
+        return OnlineTeacher(name, _predict_fn(uncalibrated(loaded)), recipe.distill_temperature)
+    predict = _predict_fn(loaded)
+    chunks = tqdm(images.split(1000), desc="teacher", unit="thousand", leave=False, disable=None)
+    log_probs = torch.cat([metrics.flip_translate_tta(predict, chunk) for chunk in chunks])
+    return CachedTeacher(name, (log_probs / recipe.distill_temperature).softmax(1))
 
 
-def _answer(loaded: Weights) -> Answer:
-    return partial(served, engines.load(loaded))
+def _predict_fn(loaded: Weights) -> PredictFn:
+    return partial(metrics.predict, engines.load(loaded))

@@ -1,4 +1,4 @@
-"""Several processes that train one network, as torchrun starts them; one process where it did not."""
+"""Data-parallel training over the processes that torchrun starts; a single process without torchrun."""
 
 import os
 from collections.abc import Iterator
@@ -10,43 +10,45 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-class Ranks(NamedTuple):
-    """This process among `world` ones."""
+class DistributedContext(NamedTuple):
+    """This process's place among `world_size` processes; the defaults describe a single process."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
+        """The main process writes checkpoints, logs and the weights file."""
         return self.rank == 0
 
-    def device(self, kind: torch.device) -> torch.device:
-        """Each process on a machine takes a GPU of its own."""
-        return torch.device(kind.type, self.local_rank) if kind.type == "cuda" and self.world > 1 else kind
+    def device(self, device: torch.device) -> torch.device:
+        """With several processes on GPUs, each gets the GPU of its local rank."""
+        several_gpus = device.type == "cuda" and self.world_size > 1
+        return torch.device("cuda", self.local_rank) if several_gpus else device
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with its gradients averaged over the processes."""
-        return DistributedDataParallel(network) if self.world > 1 else network
+        return DistributedDataParallel(network) if self.world_size > 1 else network
 
-    def total(self, *values: float) -> list[float]:
-        """Sums over the processes; every process must ask."""
-        if self.world == 1:
+    def all_reduce_sum(self, *values: float) -> list[float]:
+        """Sums over the processes. Every process must call it, so it is a barrier, too."""
+        if self.world_size == 1:
             return list(values)
-        kind = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        sums = torch.tensor(values, dtype=torch.float64, device=kind)
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        sums = torch.tensor(values, dtype=torch.float64, device=device)
         distributed.all_reduce(sums)
         return sums.tolist()
 
 
 @contextmanager
-def join(kind: torch.device) -> Iterator[Ranks]:
-    """Joins the group that torchrun's environment describes: NCCL for GPUs, gloo for CPUs."""
+def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
+    """Joins the process group of torchrun's environment, with NCCL for GPUs and gloo for CPUs."""
     if "WORLD_SIZE" not in os.environ:
-        yield Ranks()
+        yield DistributedContext()
         return
-    distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
+        yield DistributedContext(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Measures a weights file on a data folder's test images, with the engine that serves it.
+"""Evaluates a weights file on a data folder's test images, with the engine that serves it.
 
 python -m training.evaluate --weights FILE --data DIR
 """
@@ -12,19 +12,7 @@ from app import engines
 from app.errors import DataError, ThirtytwoError
 from app.model import weights
 from app.model.weights import BUNDLED
-from benchmarks import throughput
-from training import data, metrics, report
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, default=BUNDLED, metavar="FILE", help="default: the bundled ones")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="as for python -m training.train")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for JSON, text and plots [runs/evaluate-<version>]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
-    parser.add_argument("--quick", action="store_true", help="one view as served only, without the further readings")
-    parser.add_argument("--speed", action="store_true", help="measure images/s as well, on a machine that rests")
-    return parser.parse_args(argv)
+from training import cli, data, metrics, report
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,24 +21,33 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = data.load(arguments.data, card.input_size, ["test"])
     if dataset.classes != card.classes:
         raise DataError(f"{arguments.data} has other classes than the weights: {', '.join(dataset.classes)}.")
-    run = engines.load(loaded, arguments.device)
-    answer = partial(metrics.served, run)
-    probabilities = answer(dataset.test.images)
-    figures = report.measure(probabilities, dataset.test.labels, card.classes)
-    figures |= {"name": card.name, "version": loaded.version, "card_accuracy": card.test_accuracy}
-    claimed = "no test accuracy" if card.test_accuracy is None else f"{card.test_accuracy:.2%}"
-    told = [f"{card.name} {loaded.version}, {claimed} on its card", report.text(figures)]
-    if not arguments.quick:
-        rows = [metrics.take("one view, as served", probabilities, dataset.test.labels)]
-        rows += metrics.of_views(answer, dataset.test) + metrics.of_formats(answer, dataset.test)
-        figures["readings"] = [row._asdict() for row in rows]
-        told.append(metrics.table(rows))
-    if arguments.speed:
-        figures["speed"] = throughput.figures(run, card.input_size)
-        told.append(f"{figures['speed']['machine']}:\n\n{throughput.table(figures['speed']['images_per_s'])}")
+    predict = partial(metrics.predict, engines.load(loaded, arguments.device))
+    probabilities = predict(dataset.test.images)
+    results = metrics.classification_metrics(probabilities, dataset.test.labels, card.classes)
+    results |= {"name": card.name, "version": loaded.version, "card_accuracy": card.test_accuracy}
+    recorded = "no test accuracy" if card.test_accuracy is None else f"test accuracy {card.test_accuracy:.2%}"
+    sections = [f"{card.name} {loaded.version}, {recorded} on its card", report.text(results)]
+    if not arguments.no_robustness:
+        rows = [metrics.evaluate("one view, as served", probabilities, dataset.test.labels)]
+        rows += metrics.evaluate_tta(predict, dataset.test) + metrics.evaluate_lossy_formats(predict, dataset.test)
+        results["robustness"] = [row._asdict() for row in rows]
+        sections.append(metrics.table(rows))
     folder = arguments.out or Path("runs") / f"evaluate-{loaded.version}"
-    report.write(folder, figures)
-    print(*told, f"JSON and plots are in {folder}", sep="\n\n")
+    report.write(folder, results)
+    print(*sections, f"JSON and plots are in {folder}", sep="\n\n")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python -m training.evaluate", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--weights", type=Path, default=BUNDLED, metavar="FILE", help="weights file [the bundled one]")
+    add("--data", type=Path, required=True, metavar="DIR", help="data folder, as for python -m training.train")
+    add("--out", type=Path, metavar="DIR", help="folder for JSON, text and plots [runs/evaluate-<version>]")
+    add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
+    add("--no-robustness", action="store_true", help="skip test-time augmentation and lossy formats")
+    return parser.parse_args(cli.replace_deprecated(sys.argv[1:] if argv is None else argv, {"quick": "no_robustness"}))
 
 
 def main(argv: list[str] | None = None) -> None:

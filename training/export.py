@@ -1,6 +1,5 @@
-"""A trained network as a weights file: rounded, calibrated, and measured as it will be served."""
+"""From a trained network to a weights file: fold, quantise, calibrate, evaluate as served, save."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,36 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app import engines
 from app.engines.pytorch import load_network
-from app.errors import SettingsError
+from app.errors import SettingsError, WeightsError
 from app.model import networks
 from app.model.card import ModelCard
 from app.model.quantization import quantize_weights
 from app.model.weights import SCALE, Tensors, Weights, save
-from benchmarks import throughput
 from training import calibration, metrics
-from training.data import DataSet, Split
+from training.data import Dataset, Split
 from training.recipe import Recipe
 
-RANGED = 512  # held-out pictures that the ranges of int8 are read from
-SPEED_S = 0.25  # of measuring each batch size
-REFERENCES = 8  # held-out pictures of as many classes, for the service to check itself by
+RANGE_IMAGES = 512  # validation images for the int8 ranges; more change them by less than their grid of candidates
+REFERENCE_IMAGES = 8  # of different classes; the service checks its engine with them at start-up
 
 
-def rounded(network: nn.Module) -> Tensors:
-    """The state of the network as it is stored: a ConvNet's groups' filters in int8, the rest in half precision."""
+def quantized_state(network: nn.Module) -> Tensors:
+    """The state dict as stored: int8 with scales for a ConvNet's groups, float16 for the rest.
+
+    Raises WeightsError for weights beyond float16.
+    """
     folded = networks.fold_batchnorms(network).cpu()
     state: Tensors = {name: value.half().numpy() for name, value in folded.state_dict().items()}
-    for name, convolution in calibration.convolutions(folded):
-        filters = f"{name}.weight"
-        state[filters], state[filters + SCALE] = quantize_weights(convolution.weight.detach().float().numpy())
+    for name, convolution in calibration.quantized_convolutions(folded):
+        weight = f"{name}.weight"
+        state[weight], state[weight + SCALE] = quantize_weights(convolution.weight.detach().float().numpy())
+    if not all(np.isfinite(value).all() for value in state.values()):
+        raise WeightsError("The folded weights exceed half precision: a batch norm has seen almost constant inputs.")
     return state
 
 
-def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) -> ModelCard:
-    """The card as far as it is known before training; raises SettingsError for what no card can hold."""
+def build_card(name: str, dataset: Dataset, recipe: Recipe, network: nn.Module) -> ModelCard:
+    """The card before training, without results; raises SettingsError for an invalid name or class."""
     try:
         return ModelCard(
             name=name,
@@ -47,46 +49,47 @@ def describe(name: str, dataset: DataSet, recipe: Recipe, network: nn.Module) ->
             architecture=recipe.arch,
             arguments=recipe.network_arguments(len(dataset.classes)),
             parameters=sum(p.numel() for p in network.parameters()),
-            forward_gflops=_gflops(network, recipe.image_size),
+            forward_gflops=_forward_gflops(network, recipe.image_size),
             temperature=1,
             test_accuracy=None,
             dataset=dataset.name,
-            recipe=asdict(recipe),
+            recipe=recipe.model_dump(mode="json"),
         )
     except ValidationError as error:
         first = error.errors()[0]
-        field = first["loc"][0]
-        raise SettingsError(f"The card's {field} cannot be {first['input']!r}: {first['msg']}.") from error
+        raise SettingsError(f"Invalid {first['loc'][0]} {first['input']!r}: {first['msg'].lower()}.") from error
 
 
-def write(
-    path: Path, card: ModelCard, test: Split, holdout: Split, network: nn.Module, seconds: float
+def export(
+    path: Path, card: ModelCard, test: Split, val: Split, network: nn.Module, training_s: float
 ) -> tuple[Weights, Tensor]:
-    """Calibrates on the held-out images, reads the test images once, if at all, and saves; raises OSError.
+    """Writes the weights file; raises OSError.
 
-    Gives what was saved, and its probabilities for the test images, or for the held-out ones where there are none.
+    Returns its contents, and its probabilities float32 [N, classes] for the test images, or without any for the
+    validation images. Test images are read once, after everything is chosen.
     """
-    results: dict[str, Any] = {"training_s": round(seconds)}
-    references = _references(holdout)
-    weights = Weights(card, rounded(network), references, np.empty(0, np.float32), "")
-    ranges = calibration.input_ranges(load_network(weights), holdout.images[:RANGED])
-    weights = calibration.recarded(weights, activation_ranges=ranges, results=results)
-    temperature, smoothing = calibration.calibrate_on(engines.load(weights), holdout)
-    weights = calibration.recarded(weights, temperature=temperature, smoothing=smoothing)
-    card, run = weights.card, engines.load(weights)
-    answers = metrics.served(run, holdout.images)
-    results.update(_results("holdout", answers, holdout.labels))
+    results: dict[str, Any] = {"training_s": round(training_s)}
+    references = _reference_images(val)
+    weights = Weights(card, quantized_state(network), references, np.empty(0, np.float32), "")
+    # The ranges are those of the stored weights, so that weight rounding is part of the error they minimise.
+    ranges = calibration.calibrate_activation_ranges(load_network(weights), val.images[:RANGE_IMAGES])
+    weights = calibration.with_card(weights, activation_ranges=ranges, results=results)
+    # Temperature and correction are fitted on the engine that serves: int8 changes confidence, too.
+    temperature, correction = calibration.calibrate_probabilities(engines.load(weights), val)
+    weights = calibration.with_card(weights, temperature=temperature, label_smoothing_correction=correction)
+    card, engine = weights.card, engines.load(weights)
+    probabilities = metrics.predict(engine, val.images)
+    results.update(_results("val", probabilities, val.labels))
     if len(test):
-        answers = metrics.served(run, test.images)
-        results.update(_results("test", answers, test.labels))
-        card = card.model_copy(update={"test_accuracy": round(metrics.accuracy(answers, test.labels), 6)})
-    results["speed"] = throughput.figures(run, card.input_size, SPEED_S)
+        probabilities = metrics.predict(engine, test.images)
+        results.update(_results("test", probabilities, test.labels))
+        card = card.model_copy(update={"test_accuracy": round(metrics.accuracy(probabilities, test.labels), 6)})
     save(path, card, weights.state, references, weights.reference_probabilities)
-    return weights._replace(card=card), answers
+    return weights._replace(card=card), probabilities
 
 
 @torch.no_grad()
-def _gflops(network: nn.Module, size: int) -> float:
+def _forward_gflops(network: nn.Module, size: int) -> float:
     """Billions of operations for one image, to four digits; a multiply-add counts as two."""
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
@@ -94,18 +97,17 @@ def _gflops(network: nn.Module, size: int) -> float:
     return float(f"{counter.get_total_flops() / 1e9:.4g}")
 
 
-def _results(split: str, answers: Tensor, labels: Tensor) -> dict[str, Any]:
-    accuracy = metrics.accuracy(answers, labels)
-    low, high = metrics.wilson(accuracy, len(labels))
+def _results(split: str, probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
+    result = metrics.evaluate(split, probabilities, labels)
     return {
         f"{split}_images": len(labels),
-        f"{split}_accuracy": round(accuracy, 4),
-        f"{split}_accuracy_interval": [round(low, 4), round(high, 4)],
-        f"{split}_calibration_error": round(metrics.calibration_error(answers, labels), 4),
+        f"{split}_accuracy": round(result.accuracy, 4),
+        f"{split}_accuracy_interval": [round(bound, 4) for bound in result.interval_95],
+        f"{split}_calibration_error": round(result.calibration_error, 4),
     }
 
 
-def _references(holdout: Split) -> np.ndarray:
-    """One held-out picture of each of the first classes."""
-    firsts = [int((holdout.labels == label).nonzero()[0]) for label in holdout.labels.unique()[:REFERENCES]]
-    return holdout.images[firsts].numpy()
+def _reference_images(val: Split) -> np.ndarray:
+    """The first validation image of each of the first classes, uint8 [R, S, S, 3]."""
+    firsts = [int((val.labels == label).nonzero()[0]) for label in val.labels.unique()[:REFERENCE_IMAGES]]
+    return val.images[firsts].numpy()

@@ -1,4 +1,4 @@
-"""Augmented batches in an order that depends on seed and step only, so that a run can go on at any step."""
+"""Augmented batches whose content depends on (seed, epoch, step, rank) only: a run can resume at any step."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,61 +14,65 @@ from training.recipe import Recipe
 
 
 class Batch(NamedTuple):
-    """Images uint8 [N, S, S, 3], augmented; labels int64 [N]; a teacher's answers float32 [N, classes], if any."""
+    """Augmented images uint8 [N, S, S, 3], labels int64 [N], and a teacher's targets float32 [N, classes] or None."""
 
     images: Tensor
     labels: Tensor
     targets: Tensor | None
 
 
-class Batches:
-    """Cuts every epoch's shuffle into batches, and each batch into one share a process.
+class Loader:
+    """Shuffles per epoch, cuts the order into batches, and each batch into one part per process.
 
-    Fewer images than a batch make one batch of all. Raises DataError where there are fewer images than processes.
+    A split smaller than a batch gives one batch of all its images. Raises DataError for fewer images than processes.
     """
 
     def __init__(
-        self, split: Split, recipe: Recipe, rank: int = 0, world: int = 1, teacher: Teacher | None = None
+        self, split: Split, recipe: Recipe, rank: int = 0, world_size: int = 1, teacher: Teacher | None = None
     ) -> None:
         self.split = split
         self.teacher = teacher
         self.recipe = recipe
         self.rank = rank
-        self.share = max(1, min(recipe.batch_size, len(split)) // world)  # images of this process in a batch
-        self.batch_size = self.share * world
-        self.per_epoch = len(split) // self.batch_size
-        if not self.per_epoch:
-            raise DataError(f"{len(split)} training images cannot be shared out among {world} processes.")
-        self._padded = augment.pad(split.images, recipe.translate)
-        self._fill = split.images.reshape(-1, 3).float().mean(0).round().to(torch.uint8)
+        self.local_batch_size = max(1, min(recipe.batch_size, len(split)) // world_size)
+        self.batch_size = self.local_batch_size * world_size
+        self.steps_per_epoch = len(split) // self.batch_size
+        if not self.steps_per_epoch:
+            raise DataError(f"{len(split)} training images are too few for {world_size} processes.")
+        # Padded once for all epochs; a crop then is an indexing operation.
+        self._padded = augment.pad(split.images, recipe.random_crop_padding)
+        # Cutout with the mean colour: after normalisation the square is 0.
+        self._mean_colour = split.images.reshape(-1, 3).float().mean(0).round().to(torch.uint8)
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `first` on; the few images left over wait for the next shuffle."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on. Images left over after the last full batch are skipped."""
         recipe, count = self.recipe, len(self.split)
-        order = torch.randperm(count, generator=_generator(recipe.seed, number))
-        flips = augment.alternate_flips(count, number, recipe.seed)
-        for i in range(first, self.per_epoch):
-            begin = i * self.batch_size + self.rank * self.share
-            index = order[begin : begin + self.share]
-            chance = _generator(recipe.seed, number, i, self.rank)
-            images = augment.crop(self._padded, index, recipe.image_size, flips[index] & recipe.flip, chance)
-            if recipe.blend:
-                images = augment.blend(images, self._others(chance), recipe.blend, chance)
-            images = augment.cutout(images, recipe.cutout, self._fill, chance)
+        order = torch.randperm(count, generator=_generator(recipe.seed, epoch))
+        flips = augment.alternate_flips(count, epoch, recipe.seed)
+        for step in range(first_step, self.steps_per_epoch):
+            start = step * self.batch_size + self.rank * self.local_batch_size
+            index = order[start : start + self.local_batch_size]
+            # A generator per step and process: skipping steps on resume does not shift later random numbers.
+            generator = _generator(recipe.seed, epoch, step, self.rank)
+            images = augment.crop(self._padded, index, recipe.image_size, flips[index] & recipe.hflip, generator)
+            if recipe.mixup:
+                images = augment.mixup(images, self._mixup_partners(generator), recipe.mixup, generator)
+            images = augment.cutout(images, recipe.cutout, self._mean_colour, generator)
+            # The teacher sees the image before JPEG: the student learns the clean image's targets for the lossy one.
             targets = self.teacher(index, images) if self.teacher else None
-            images = augment.recompress(images, recipe.jpeg, recipe.jpeg_quality, chance)
+            images = augment.random_jpeg(images, recipe.jpeg_prob, recipe.jpeg_quality, generator)
             yield Batch(images, self.split.labels[index], targets)
 
-    def _others(self, chance: torch.Generator) -> Tensor:
-        """As many images of the set as a share has, cut and mirrored at random."""
-        index = torch.randint(len(self.split), (self.share,), generator=chance)
-        mirrored = torch.rand(self.share, generator=chance) < 0.5
-        return augment.crop(self._padded, index, self.recipe.image_size, mirrored & self.recipe.flip, chance)
+    def _mixup_partners(self, generator: torch.Generator) -> Tensor:
+        """Randomly chosen, cropped and flipped training images uint8 [local batch, S, S, 3]."""
+        index = torch.randint(len(self.split), (self.local_batch_size,), generator=generator)
+        flipped = torch.rand(self.local_batch_size, generator=generator) < 0.5
+        return augment.crop(self._padded, index, self.recipe.image_size, flipped & self.recipe.hflip, generator)
 
 
 def _generator(*numbers: int) -> torch.Generator:
-    """Seeded by several small numbers."""
+    """A generator whose seed depends on all the numbers and on their count."""
     seed = len(numbers)
     for number in numbers:
-        seed = seed * 1_000_003 + number
+        seed = seed * 1_000_003 + number  # a prime above any epoch, step or rank: nearby tuples differ
     return torch.Generator().manual_seed(seed % 2**63)

@@ -1,8 +1,8 @@
-"""Answers to many images, what they say of a network, and further looks at the same images."""
+"""Predictions for many images, and metrics of them: accuracy, calibration, test-time augmentation, lossy formats."""
 
 from collections.abc import Callable, Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +13,25 @@ from app.model import tta
 from training import augment
 from training.data import Split
 
-Answer = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilities float32 [N, classes]
+PredictFn = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilities float32 [N, classes]
 
-SERVED_BATCH = 64
-FORMATS = (("JPEG", 80), ("JPEG", 50), ("WEBP", 80))  # what uploads often are, with the qualities programs often take
+ENGINE_BATCH = 64  # the service's MAX_BATCH: int8 results do not depend on it, but bfloat16 ones may
+LOSSY_FORMATS = (("JPEG", 80), ("JPEG", 50), ("WEBP", 80))  # frequent in uploads, at frequent quality settings
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+
+
+class EvalResult(NamedTuple):
+    """Shares of 1: accuracy, its 95 % Wilson interval, and the expected calibration error."""
+
+    name: str
+    accuracy: float
+    interval_95: tuple[float, float]
+    calibration_error: float
 
 
 @torch.inference_mode()
-def logits(network: nn.Module, images: Tensor) -> Tensor:
-    """float32 [N, classes] on the CPU for uint8 images [N, H, W, 3], one view an image."""
+def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits float32 [N, classes] on the CPU, of a network in training, for images uint8 [N, H, W, 3]."""
     network.eval()
     device = next(network.parameters()).device
     parts = []
@@ -31,10 +41,10 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def served(run: Engine, images: Tensor) -> Tensor:
-    """Probabilities float32 [N, classes] from an engine, one view an image, in batches as a service makes them."""
-    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(SERVED_BATCH))
-    return torch.cat([torch.from_numpy(run(part).probabilities) for part in parts])
+def predict(engine: Engine, images: Tensor) -> Tensor:
+    """Probabilities float32 [N, classes] of an engine for images uint8 [N, S, S, 3], in the service's batches."""
+    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(ENGINE_BATCH))
+    return torch.cat([torch.from_numpy(engine(part).probabilities) for part in parts])
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -42,7 +52,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return (scores.argmax(1) == labels).float().mean().item()
 
 
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % score interval of a share measured on `count` trials (Wilson 1927)."""
     centre = share + z * z / (2 * count)
     spread = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
@@ -56,7 +66,7 @@ def confusion(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(labels * classes + scores.argmax(1), minlength=classes**2).view(classes, classes)
 
 
-def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[tuple[int, float, float]]:
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[tuple[int, float, float]]:
     """(count, mean confidence, accuracy) of each equal-width bin of the top probability (Guo et al. 2017)."""
     confidence, predicted = probabilities.max(1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -64,89 +74,111 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[t
     for i in range(bins):
         inside = index == i
         count = int(inside.sum())
-        hits = (predicted == labels)[inside].double().mean().item() if count else 0.0
-        table.append((count, confidence[inside].double().mean().item() if count else 0.0, hits))
+        correct = (predicted == labels)[inside].double().mean().item() if count else 0.0
+        table.append((count, confidence[inside].double().mean().item() if count else 0.0, correct))
     return table
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
     """Expected calibration error: mean gap of confidence and accuracy, weighted by bin size (Guo et al. 2017)."""
-    return sum(n * abs(conf - hit) for n, conf, hit in reliability(probabilities, labels, bins)) / len(labels)
+    return sum(n * abs(conf - acc) for n, conf, acc in reliability(probabilities, labels, bins)) / len(labels)
 
 
-def one(answer: Answer, images: Tensor) -> Tensor:
-    """Log-probabilities [N, classes] of the images as they are; so do the next two."""
-    return answer(images).clamp(min=tta.PROBABILITY_FLOOR).log()
+def evaluate(name: str, probabilities: Tensor, labels: Tensor) -> EvalResult:
+    """Metrics of probabilities float32 [N, classes] for labels int64 [N]."""
+    share = accuracy(probabilities, labels)
+    return EvalResult(name, share, wilson_interval(share, len(labels)), calibration_error(probabilities, labels))
 
 
-def two(answer: Answer, images: Tensor) -> Tensor:
-    """The mean of an image and its mirror image."""
-    return (one(answer, images) + one(answer, images.flip(2))) / 2
+def classification_metrics(probabilities: Tensor, labels: Tensor, classes: list[str]) -> dict[str, Any]:
+    """`evaluate`, per-class metrics, confusion matrix and reliability, as JSON."""
+    result = evaluate("", probabilities, labels)
+    table = confusion(probabilities, labels)
+    correct, actual, predicted = table.diagonal(), table.sum(1), table.sum(0)
+    return {
+        "images": len(labels),
+        "accuracy": result.accuracy,
+        "interval_95": result.interval_95,
+        "calibration_error": result.calibration_error,
+        "per_class": {
+            name: {"recall": _share(correct[i], actual[i]), "precision": _share(correct[i], predicted[i])}
+            for i, name in enumerate(classes)
+        },
+        "confusion": table.tolist(),
+        "reliability": reliability(probabilities, labels),
+    }
 
 
-def doubtful(answer: Answer, images: Tensor, first: Tensor) -> Tensor:
-    """Probabilities [N, classes] as served for lossy formats: of two looks where `first` is in doubt."""
+def _share(part: Tensor, whole: Tensor) -> float:
+    return float(part) / float(whole) if whole else 0.0
+
+
+# Test-time augmentation as in `infer` of Jordan 2024 (arXiv 2404.00498). Averaged log-probabilities rank and score the
+# classes as averaged logits do: per view they differ by one number for all classes.
+
+
+def log_probs(predict: PredictFn, images: Tensor) -> Tensor:
+    """Log-probabilities float32 [N, classes] of one view."""
+    return predict(images).clamp(min=tta.PROBABILITY_FLOOR).log()
+
+
+def flip_tta(predict: PredictFn, images: Tensor) -> Tensor:
+    """Mean log-probabilities [N, classes] of image and horizontal flip."""
+    return (log_probs(predict, images) + log_probs(predict, images.flip(2))) / 2
+
+
+def flip_translate_tta(predict: PredictFn, images: Tensor) -> Tensor:
+    """Mean log-probabilities [N, classes] of six views: half `flip_tta`, half `flip_tta` of two one-pixel shifts."""
+    padded, size = augment.pad(images, 1), images.shape[1]
+    shifted = [padded[:, i : i + size, i : i + size] for i in (2, 0)]  # up and left, down and right
+    shifted_mean = (flip_tta(predict, shifted[0]) + flip_tta(predict, shifted[1])) / 2
+    return (flip_tta(predict, images) + shifted_mean) / 2
+
+
+def gated_flip_tta(predict: PredictFn, images: Tensor, first: Tensor) -> Tensor:
+    """Probabilities [N, classes] as the service returns them for lossy formats; `first` are those of one view."""
     probabilities = first.clone()
-    again = torch.from_numpy(tta.is_uncertain(probabilities.numpy(), tta.DEFAULT_THRESHOLD))
-    if again.any():
-        second = answer(images[again].flip(2))
-        probabilities[again] = torch.from_numpy(tta.geometric_mean(probabilities[again].numpy(), second.numpy()))
+    uncertain = torch.from_numpy(tta.is_uncertain(probabilities.numpy(), tta.DEFAULT_THRESHOLD))
+    if uncertain.any():
+        flipped = predict(images[uncertain].flip(2))
+        mean = tta.geometric_mean(probabilities[uncertain].numpy(), flipped.numpy())
+        probabilities[uncertain] = torch.from_numpy(mean)
     return probabilities
 
 
-def six(answer: Answer, images: Tensor) -> Tensor:
-    """One half `two`, the other half `two` of the images moved up and left, and down and right, by a pixel."""
-    padded, size = augment.pad(images, 1), images.shape[1]
-    moved = [padded[:, i : i + size, i : i + size] for i in (2, 0)]
-    return two(answer, images) / 2 + (two(answer, moved[0]) + two(answer, moved[1])) / 4
-
-
-class Reading(NamedTuple):
-    """Shares of 1; the interval is Wilson's of 95 %, the calibration error's bins are 15."""
-
-    what: str
-    accuracy: float
-    interval_95: tuple[float, float]
-    calibration_error: float
-
-
-def take(what: str, probabilities: Tensor, labels: Tensor) -> Reading:
-    share = accuracy(probabilities, labels)
-    interval = wilson(share, len(labels))
-    return Reading(what, share, interval, calibration_error(probabilities, labels))
-
-
-def of_views(answer: Answer, split: Split) -> list[Reading]:
-    """What averaging would bring, at two and six times the cost."""
+def evaluate_tta(predict: PredictFn, split: Split) -> list[EvalResult]:
+    """What test-time augmentation of every image would reach, at two and six times the cost."""
     return [
-        take("two views: and mirrored", two(answer, split.images).softmax(1), split.labels),
-        take("six views: and moved by a pixel", six(answer, split.images).softmax(1), split.labels),
+        evaluate("flip TTA (2 views)", flip_tta(predict, split.images).softmax(1), split.labels),
+        evaluate(
+            "flip and translate TTA (6 views)", flip_translate_tta(predict, split.images).softmax(1), split.labels
+        ),
     ]
 
 
-def of_formats(answer: Answer, split: Split) -> list[Reading]:
-    """The pictures as they come back from lossy formats: one view, and a second look where the service takes one."""
-    readings = []
-    for kind, quality in FORMATS:
-        recoded = augment.recode_all(split.images, quality, kind)
-        first = answer(recoded)
-        readings.append(take(f"{kind} of quality {quality}, one view", first, split.labels))
-        served = doubtful(answer, recoded, first)
-        readings.append(take(f"{kind} of quality {quality}, as served", served, split.labels))
-    return readings
+def evaluate_lossy_formats(predict: PredictFn, split: Split) -> list[EvalResult]:
+    """Robustness to lossy formats: one view, and with the service's confidence-gated flip."""
+    results = []
+    for image_format, quality in LOSSY_FORMATS:
+        images = augment.lossy_roundtrip_batch(split.images, quality, image_format)
+        first = predict(images)
+        results.append(evaluate(f"{image_format} quality {quality}, one view", first, split.labels))
+        served = gated_flip_tta(predict, images, first)
+        results.append(evaluate(f"{image_format} quality {quality}, as served", served, split.labels))
+    return results
 
 
-def table(readings: Sequence[Reading]) -> str:
-    """Markdown; the first reading is the one that the others are compared with."""
+def table(results: Sequence[EvalResult]) -> str:
+    """Markdown; differences are to the first result."""
     lines = [
-        "| reading | accuracy | 95 % interval | against the first | calibration error |",
-        "| --- | --- | --- | --- | --- |",
+        "| evaluation | accuracy | 95 % interval | difference | calibration error |",
+        "| --- | ---: | --- | ---: | ---: |",
     ]
-    for reading in readings:
-        low, high = reading.interval_95
-        gain = 100 * (reading.accuracy - readings[0].accuracy)
+    for result in results:
+        low, high = result.interval_95
+        difference = 100 * (result.accuracy - results[0].accuracy)
         lines.append(
-            f"| {reading.what} | {reading.accuracy:.2%} | {low:.2%} to {high:.2%} | {gain:+.2f} points "
-            f"| {reading.calibration_error:.2%} |"
+            f"| {result.name} | {result.accuracy:.2%} | {low:.2%} to {high:.2%} | {difference:+.2f} points "
+            f"| {result.calibration_error:.2%} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A run from its first step to its last: steps, epochs, checkpoints, its journal, and the average at its end."""
+"""The training loop, top to bottom: steps, epochs, checkpoints, interruption, metrics log, weight averaging."""
 
 import copy
 import json
@@ -6,8 +6,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -21,276 +20,277 @@ from tqdm import tqdm
 from app.errors import SettingsError, ThirtytwoError
 from training import checkpoint, metrics, optimizers
 from training.data import Split
-from training.distributed import Ranks
-from training.loader import Batch, Batches
+from training.distributed import DistributedContext
+from training.loader import Batch, Loader
 from training.recipe import Recipe
 
-AVERAGED = 10  # batches that an averaged network's normalisation is measured on
+BN_BATCHES = 10  # batches for the batch-norm statistics of an averaged network
 
 
 class Diverged(ThirtytwoError):
-    """The loss is no longer a number."""
+    """Loss or weights are not finite."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the checkpoint is written."""
 
 
 class Epoch(NamedTuple):
-    """What one pass showed. Accuracies are shares; `seconds` counts training since the run began, over all resumes."""
+    """Metrics of an epoch. Accuracies are shares; `seconds` is training time since step 0, over all resumed runs."""
 
     epoch: int
     seconds: float
     images_per_s: float
     loss: float
     train_accuracy: float
-    holdout_accuracy: float
+    val_accuracy: float
 
 
 class Trainer:
-    """A network in training: what a checkpoint holds, and one pass over the data at a time."""
+    """A network in training. `fit` runs the loop; `state_dict` and `load_state_dict` make it resumable at any step."""
 
     def __init__(
         self,
         network: nn.Module,
         recipe: Recipe,
-        batches: Batches,
+        loader: Loader,
         device: torch.device,
-        ranks: Ranks,
+        context: DistributedContext | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.recipe = recipe
-        self.batches = batches
+        self.loader = loader
         self.device = device
-        self.ranks = ranks
-        self.total_steps = recipe.steps or math.ceil(recipe.epochs * batches.per_epoch)
-        self.optimizers = optimizers.build(
-            self.network, recipe, batches.batch_size, self.total_steps, batches.per_epoch
-        )
+        self.context = context or DistributedContext()
+        steps_per_epoch = loader.steps_per_epoch
+        self.total_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
+        self.optimizers = optimizers.build(self.network, recipe, loader.batch_size, self.total_steps, steps_per_epoch)
         self.step = 0
         self.seconds = 0.0
         self.history: list[Epoch] = []
-        self.ends: list[checkpoint.State] = []  # what this run began or ended with before it went on
-        if recipe.average and recipe.initial_weights:
-            self.ends.append(copy.deepcopy(self.network.state_dict()))
-        self._parallel = ranks.wrap(self.network)
+        # Earlier weights of this network to average with the final ones: the initial and the previously final ones.
+        self.averaged_checkpoints: list[checkpoint.State] = []
+        if recipe.average_checkpoints and recipe.initial_weights:
+            self.averaged_checkpoints.append(copy.deepcopy(self.network.state_dict()))
+        self._parallel_network = self.context.wrap(self.network)
 
-    @property
-    def finished(self) -> bool:
-        return self.step >= self.total_steps
+    def fit(self, val: Split, run_dir: Path, checkpoint_interval_s: float, tensorboard: bool = False) -> None:
+        """Trains from the current step to the last, with checkpoint.pt and metrics.jsonl in the run's folder.
 
-    @property
-    def between_epochs(self) -> bool:
-        return self.finished or self.step % self.batches.per_epoch == 0
+        Raises Diverged, Interrupted, OSError for a full disk, or SettingsError where TensorBoard is not installed.
+        """
+        metrics_logger = MetricsLogger(run_dir, self.history, tensorboard) if self.context.is_main else None
+        checkpoint_file, saved_at = run_dir / "checkpoint.pt", time.monotonic()
+        with _StopSignals() as stop:
+            while self.step < self.total_steps:
+                epoch, first_step = divmod(self.step, self.loader.steps_per_epoch)
+                # The first epoch after a resume starts in the middle, the last one may end there.
+                steps = min(self.loader.steps_per_epoch - first_step, self.total_steps - self.step)
+                loss_sum, correct, samples, epoch_start = 0.0, 0.0, 0.0, time.monotonic()
+                self._set_train_mode()
+                with self._progress_bar(epoch, steps) as bar:
+                    for i, batch in enumerate(islice(self.loader.epoch(epoch, first_step), steps), start=1):
+                        step_start = time.monotonic()
+                        batch_loss, batch_correct = self._train_step(batch)
+                        self.seconds += time.monotonic() - step_start
+                        loss_sum, correct = loss_sum + batch_loss, correct + batch_correct
+                        samples += len(batch.labels)
+                        rate = self.context.world_size * samples / (time.monotonic() - epoch_start)
+                        status = f"{rate:.0f} images/s, loss {loss_sum / samples:.3f}, accuracy {correct / samples:.2%}"
+                        bar.set_postfix_str(status, refresh=False)  # `update` refreshes at the bar's own interval
+                        bar.update()
+                        if i == steps:
+                            break  # the epoch's metrics belong into its last checkpoint, so they come first
+                        if time.monotonic() - saved_at > checkpoint_interval_s:
+                            self._save(checkpoint_file)
+                            saved_at = time.monotonic()
+                        self._raise_if_stopped(stop, checkpoint_file)
+                loss_sum, correct, samples = self.context.all_reduce_sum(loss_sum, correct, samples)
+                rate = samples / (time.monotonic() - epoch_start)
+                val_accuracy = metrics.accuracy(metrics.predict_logits(self.network, val.images), val.labels)
+                self.history.append(
+                    Epoch(epoch + 1, self.seconds, rate, loss_sum / samples, correct / samples, val_accuracy)
+                )
+                self._save(checkpoint_file)
+                saved_at = time.monotonic()
+                if metrics_logger:
+                    metrics_logger.log(self.history[-1])
+                    self._print_epoch()
+                self._raise_if_stopped(stop, checkpoint_file)
 
-    def state(self) -> checkpoint.State:
-        """What a checkpoint holds; raises Diverged, so that a broken network never replaces a sound one."""
+    def final_network(self) -> nn.Module:
+        """The trained network, or where the recipe asks for it the average with `averaged_checkpoints`."""
+        if not (self.recipe.average_checkpoints and self.averaged_checkpoints):
+            return self.network
+        averaged = average_parameters(self.network, self.averaged_checkpoints)
+        if not self.recipe.freeze_bn:
+            batches = islice(self.loader.epoch(len(self.history)), BN_BATCHES)
+            update_bn(averaged, (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches))
+        return averaged
+
+    def state_dict(self) -> checkpoint.State:
+        """The content of a checkpoint; raises Diverged, so that broken weights never replace sound ones."""
         if not all(torch.isfinite(value).all() for value in self.network.state_dict().values()):
-            raise Diverged(f"A weight is no number any more at step {self.step}; a lower learning rate may help.")
-        return checkpoint.of(self.network, self.optimizers) | {
-            "recipe": asdict(self.recipe),
-            "ends": self.ends,
+            raise Diverged(f"Non-finite weight at step {self.step}; a lower learning rate may help.")
+        return checkpoint.state_dict(self.network, self.optimizers) | {
+            "recipe": self.recipe.model_dump(),
+            "averaged_checkpoints": self.averaged_checkpoints,
             "total_steps": self.total_steps,
             "step": self.step,
             "seconds": self.seconds,
             "history": [tuple(epoch) for epoch in self.history],
         }
 
-    def restore(self, state: checkpoint.State) -> None:
-        """Rates and their ends stay those of this trainer's recipe: it may be longer than the one that was begun.
+    def load_state_dict(self, state: checkpoint.State) -> None:
+        """Resumes from a checkpoint. Learning rates and their end steps are those of this trainer's recipe.
 
-        What a finished run ended with is kept for the average, where the recipe asks for one.
+        A finished run that continues for longer keeps its final weights for the average, if the recipe averages.
         """
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        planned = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-        checkpoint.into(self.network, self.optimizers, state)
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for group, plan in zip(groups, planned, strict=True):
-            group.update(plan)
-        self.step, self.seconds, self.ends = state["step"], state["seconds"], state["ends"]
-        if self.recipe.average and state["total_steps"] <= self.step < self.total_steps:
-            self.ends.append(state["network"])
+        schedules = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        checkpoint.load_state_dict(self.network, self.optimizers, state)
+        # The optimizers' own load_state_dict replaces the groups, with the schedule of the checkpoint's recipe.
+        loaded = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, schedule in zip(loaded, schedules, strict=True):
+            group.update(schedule)
+        self.step, self.seconds = state["step"], state["seconds"]
+        # `ends` is the name in checkpoints from before 0.1.
+        self.averaged_checkpoints = state["averaged_checkpoints" if "averaged_checkpoints" in state else "ends"]
+        if self.recipe.average_checkpoints and state["total_steps"] <= self.step < self.total_steps:
+            self.averaged_checkpoints.append(state["network"])
         self.history = [Epoch(*epoch) for epoch in state["history"]]
 
-    def result(self) -> nn.Module:
-        """The network, or where the recipe asks for it the average of all that this run ended with."""
-        if not (self.recipe.average and self.ends):
-            return self.network
-        mean = average(self.network, self.ends)
-        if not self.recipe.freeze_norms:
-            batches = islice(self.batches.epoch(len(self.history)), AVERAGED)
-            follow(mean, (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches))
-        return mean
+    def _train_step(self, batch: Batch) -> tuple[float, int]:
+        """One optimizer step; returns summed loss and number of correct predictions of this process's images."""
+        if self.context.world_size == 1:  # DistributedDataParallel fixes the set of gradients at its start
+            optimizers.freeze_finished_groups(self.optimizers, self.step)
+        images = batch.images.to(self.device).permute(0, 3, 1, 2)  # uint8 [N, 3, S, S]
+        labels = batch.labels.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self._parallel_network(images)
+        loss = self._loss(logits, labels, batch.targets)
+        if not torch.isfinite(loss):
+            raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
+        # Muon's SGD rates are for the sum over the whole batch, but the processes' gradients are averaged. The other
+        # optimizers' rates are for the mean.
+        scale = self.context.world_size if self.recipe.optimizer == "muon" else 1 / len(labels)
+        optimizers.update(self.optimizers, loss * scale, self.step)
+        self.step += 1
+        return loss.item(), int((logits.argmax(1) == labels).sum())
 
-    def run_epoch(self, after_step: Callable[[], None]) -> tuple[float, float, float]:
-        """One pass, or what is left of it; gives images/s, mean loss and accuracy. Raises Diverged."""
-        number, first = divmod(self.step, self.batches.per_epoch)
-        last = min(self.batches.per_epoch, first + self.total_steps - self.step)
-        loss_sum, hits, count, begun = 0.0, 0.0, 0.0, time.monotonic()
-        self._learn()
-        quiet = None if self.ranks.first else True  # None: a bar on terminals only
-        with tqdm(total=last - first, desc=f"epoch {number + 1}", unit="batch", leave=False, disable=quiet) as bar:
-            for _, batch in zip(range(first, last), self.batches.epoch(number, first), strict=False):
-                step_begun = time.monotonic()
-                loss, correct, learnt = self._step(batch)
-                loss_sum, hits, count = loss_sum + loss, hits + correct, count + learnt
-                self.seconds += time.monotonic() - step_begun
-                rate = self.ranks.world * count / (time.monotonic() - begun)
-                told = f"{rate:.0f} images/s, loss {loss_sum / count:.3f}, accuracy {hits / count:.2%}"
-                bar.set_postfix_str(told, refresh=False)  # the bar itself knows when a terminal wants a new line
-                bar.update()
-                after_step()
-        loss_sum, hits, count = self.ranks.total(loss_sum, hits, count)
-        return count / (time.monotonic() - begun), loss_sum / count, hits / count
+    def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """Cross-entropy summed over the batch, for the labels and where there is a teacher for its targets."""
+        hard = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        if targets is None:
+            return hard
+        soft = F.cross_entropy(logits, targets.to(self.device), reduction="sum")
+        return torch.lerp(hard, soft, self.recipe.distill_weight)
 
-    def _learn(self) -> None:
-        """Training mode, but for normalisation that is to stay as it is."""
+    def _set_train_mode(self) -> None:
+        """Training mode, except for batch norms that the recipe freezes."""
         self.network.train()
-        if self.recipe.freeze_norms:
+        if self.recipe.freeze_bn:
             for module in self.network.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 
-    def _step(self, batch: Batch) -> tuple[float, int, int]:
-        """One update; gives the summed loss, the right answers and the images of this process's share."""
-        if self.ranks.world == 1:  # DistributedDataParallel settles at its start whose gradients it waits for
-            optimizers.freeze_ended(self.optimizers, self.step)
-        images = batch.images.to(self.device).permute(0, 3, 1, 2)
-        labels = batch.labels.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            logits = self._parallel(images)
-        loss = self._loss(logits, labels, batch.targets)
-        if not torch.isfinite(loss):
-            raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
-        # Muon's companions want the sum over the whole batch; the processes' gradients are averaged
-        scale = self.ranks.world if self.recipe.optimizer == "muon" else 1 / len(labels)
-        optimizers.update(self.optimizers, loss * scale, self.step)
-        self.step += 1
-        return loss.item(), int((logits.argmax(1) == labels).sum()), len(labels)
+    def _save(self, file: Path) -> None:
+        if self.context.is_main:
+            checkpoint.save(file, self.state_dict())
 
-    def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-        """Summed over the batch: from the labels, and where there is a teacher mostly from its answers."""
-        own = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
-        if targets is None:
-            return own
-        taught = F.cross_entropy(logits, targets.to(self.device), reduction="sum")
-        return torch.lerp(own, taught, self.recipe.teacher_share)
+    def _raise_if_stopped(self, stop: "_StopSignals", file: Path) -> None:
+        """Every process must call it: a signal to one of them stops all at the same step."""
+        if self.context.all_reduce_sum(stop.signal)[0] > 0:
+            self._save(file)
+            raise Interrupted(f"Interrupted at step {self.step} of {self.total_steps}; --resume continues from here.")
 
+    def _progress_bar(self, epoch: int, steps: int) -> Any:
+        disable = None if self.context.is_main else True  # None: only where stderr is a terminal
+        return tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=disable)
 
-@torch.no_grad()
-def average(network: nn.Module, others: Sequence[checkpoint.State]) -> nn.Module:
-    """A network with the mean of its own and the other states' parameters, and its own normalisation."""
-    mean = copy.deepcopy(network)
-    for name, parameter in mean.named_parameters():
-        states = [parameter, *(state[name].to(parameter.device) for state in others)]
-        parameter.copy_(torch.stack(states).mean(0))
-    return mean
+    def _print_epoch(self) -> None:
+        epoch = self.history[-1]
+        remaining_s = (self.total_steps - self.step) * self.seconds / self.step
+        print(
+            f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  "
+            f"val {epoch.val_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.0f} s, "
+            f"{remaining_s:.0f} s left",
+            flush=True,
+        )
 
 
 @torch.no_grad()
-def follow(network: nn.Module, images: Iterable[Tensor]) -> None:
-    """Gives the normalisation the statistics of the images, uint8 [N, 3, H, W], as they are seen in training."""
+def average_parameters(network: nn.Module, states: Sequence[checkpoint.State]) -> nn.Module:
+    """A network with the mean of its own and the other states' parameters, and its own buffers.
+
+    The average of several optima of one run is better than each (Izmailov et al. 2018, arXiv 1803.05407).
+    """
+    averaged = copy.deepcopy(network)
+    for name, parameter in averaged.named_parameters():
+        values = [parameter, *(state[name].to(parameter.device) for state in states)]
+        parameter.copy_(torch.stack(values).mean(0))
+    return averaged
+
+
+@torch.no_grad()
+def update_bn(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Recomputes the batch-norm statistics from these batches of images uint8 [N, 3, H, W]."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [norm.momentum for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
+        norm.momentum = None  # a cumulative mean over all batches
     network.train()
-    for batch in images:
+    for batch in batches:
         with torch.autocast(batch.device.type, torch.bfloat16):
             network(batch)
-    for norm, momentum in zip(norms, before, strict=True):
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
 
 
-class Journal:
-    """Begins with the history so far: neither a kill nor an older run leaves a line too few or too many.
+class MetricsLogger:
+    """metrics.jsonl and optional TensorBoard events, rewritten from the history so that a resumed run has no gaps.
 
-    Raises OSError on a full disk, SettingsError where TensorBoard is wanted and not installed.
+    Raises OSError for a full disk, SettingsError where TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, history: Sequence[Epoch], tensorboard: bool) -> None:
-        self._board = _board(folder / "tensorboard") if tensorboard else None
+        self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
         self._file = folder / "metrics.jsonl"
         self._file.write_text("")
         for epoch in history:
-            self.add(epoch)
+            self.log(epoch)
 
-    def add(self, epoch: Epoch) -> None:
+    def log(self, epoch: Epoch) -> None:
         with self._file.open("a") as lines:
             print(json.dumps(epoch._asdict()), file=lines)
-        if self._board:
-            for name in ("loss", "train_accuracy", "holdout_accuracy", "images_per_s"):
-                self._board.add_scalar(name, getattr(epoch, name), epoch.epoch)
-            self._board.flush()
+        if self._writer:
+            for name in ("loss", "train_accuracy", "val_accuracy", "images_per_s"):
+                self._writer.add_scalar(name, getattr(epoch, name), epoch.epoch)
+            self._writer.flush()
 
 
-def _board(folder: Path) -> Any:
+def _summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise SettingsError("--tensorboard needs an extra: pip install -e '.[tensorboard]'.") from None
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # event files only grow; a resumed run writes its history again
     return SummaryWriter(str(folder))
 
 
-class Stopped(Exception):
-    """A person or the machine asked for an end; the checkpoint is written."""
+class _StopSignals:
+    """Records Ctrl-C and SIGTERM in `signal`; the loop reads it between steps, where the state is consistent."""
 
-
-def train(trainer: Trainer, holdout: Split, run: Path, checkpoint_s: float, tensorboard: bool = False) -> None:
-    """Runs to the end; writes checkpoints and its journal into the run's folder. Raises Diverged or Stopped."""
-    file, saved_at, ranks = run / "checkpoint.pt", time.monotonic(), trainer.ranks
-    journal = Journal(run, trainer.history, tensorboard) if ranks.first else None
-
-    def save() -> None:
-        nonlocal saved_at
-        if ranks.first:
-            checkpoint.save(file, trainer.state())
-        saved_at = time.monotonic()
-
-    def stop_if_asked() -> None:
-        if ranks.total(stop.signal)[0] > 0:
-            save()
-            raise Stopped(f"Stopped at step {trainer.step} of {trainer.total_steps}; --resume goes on from here.")
-
-    def after_step() -> None:
-        if trainer.between_epochs:
-            return  # a checkpoint without the epoch's figures would lose them for good; they come next
-        if time.monotonic() - saved_at > checkpoint_s:
-            save()
-        stop_if_asked()
-
-    with _StopRequest() as stop:
-        while not trainer.finished:
-            rate, loss, train_accuracy = trainer.run_epoch(after_step)
-            accuracy = metrics.accuracy(metrics.logits(trainer.network, holdout.images), holdout.labels)
-            epoch = Epoch(len(trainer.history) + 1, trainer.seconds, rate, loss, train_accuracy, accuracy)
-            trainer.history.append(epoch)
-            save()
-            if journal:
-                journal.add(epoch)
-                _tell(trainer, epoch)
-            stop_if_asked()
-
-
-def _tell(trainer: Trainer, epoch: Epoch) -> None:
-    left = (trainer.total_steps - trainer.step) * trainer.seconds / trainer.step
-    print(
-        f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  held out "
-        f"{epoch.holdout_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.0f} s, {left:.0f} s to go",
-        flush=True,
-    )
-
-
-class _StopRequest:
-    """Turns Ctrl-C and SIGTERM into a flag that is read between steps, where the state is whole."""
-
-    def __enter__(self) -> "_StopRequest":
+    def __enter__(self) -> "_StopSignals":
         self.signal = 0
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.signal = number

@@ -6,6 +6,7 @@ inputs of the groups' convolutions are on the grids of `app.model.quantization`,
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from queue import SimpleQueue
 
 import numpy as np
@@ -48,17 +49,13 @@ class OpenVINOEngine:
             raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
         self.precision = precision
         self.streams = min(threads, MAX_STREAMS)
-        ranges = weights.card.activation_ranges if precision == "int8" else {}
+        model = build_model(weights, weights.card.activation_ranges if precision == "int8" else {})
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
 
         def create_requests(streams: int) -> list[openvino.InferRequest]:
-            model = openvino.Core().compile_model(
-                build_model(weights, ranges), "CPU", {**options, "NUM_STREAMS": streams}
-            )
-            return [model.create_infer_request() for _ in range(streams)]
+            compiled = _core().compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
+            return [compiled.create_infer_request() for _ in range(streams)]
 
-        # Not on this thread: OpenVINO sets an alternate signal stack there and frees it with the model. A signal after
-        # that would end the process.
         with ThreadPoolExecutor(1) as pool:
             (self._all_cores_request,) = stream_requests = pool.submit(create_requests, 1).result()
         if self.streams > 1:
@@ -82,6 +79,16 @@ class OpenVINOEngine:
 
     def memory(self) -> None:
         return None
+
+
+@cache
+def _core() -> openvino.Core:
+    """One Core for the process, made on a thread that handles no signals.
+
+    Each Core gives its thread a signal stack, and destroying several frees one in use. Seen with 2026.4.1: the next
+    signal, such as SIGTERM, then ends the process with a segmentation fault.
+    """
+    return openvino.Core()
 
 
 def build_model(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:

@@ -146,6 +146,18 @@ def test_a_trained_networks_int8_agrees_with_float32() -> None:
     assert np.abs(exact - quick).max() < 0.1
 
 
+def test_signals_are_handled_after_engines_are_released(tiny_weights: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from app import engines; from app.model import weights\n"
+    )
+    program += "loaded = weights.load(Path(sys.argv[1]))\n"
+    program += "first, second = (engines.load(loaded, name='openvino') for _ in range(2))\n"
+    program += "del first, second\n"
+    program += "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+    program += "os.kill(os.getpid(), signal.SIGTERM)\n"
+    subprocess.run([sys.executable, "-c", program, str(tiny_weights)], check=True)
+
+
 def test_openvino_sends_nobody_a_message(tiny_weights: Path, tmp_path: Path) -> None:
     """Its telemetry would leave an identifier in the home folder."""
     program = "import sys; from pathlib import Path; from app import engines; from app.model import weights; "

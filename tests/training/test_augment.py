@@ -18,7 +18,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_padding_mirrors_without_repeating_the_edge() -> None:
+def test_padding_reflects_without_repeating_the_edge() -> None:
     images = pictures()
     padded = augment.pad(images, 2)
     assert padded.shape == (6, 36, 36, 3)
@@ -36,27 +36,27 @@ def test_a_crop_is_a_window_of_the_padded_image(margin: int, seed: int) -> None:
     cropped = augment.crop(padded, index, 32, torch.tensor([False, True, False]), generator(seed))
     assert cropped.shape == (3, 32, 32, 3)
     assert cropped.dtype == torch.uint8
-    for crop, i, mirrored in zip(cropped, index, (False, True, False), strict=True):
-        crop = crop.flip(1) if mirrored else crop
+    for crop, i, flipped in zip(cropped, index, (False, True, False), strict=True):
+        crop = crop.flip(1) if flipped else crop
         windows = (padded[i][y : y + 32, x : x + 32] for y in range(2 * margin + 1) for x in range(2 * margin + 1))
         assert any(torch.equal(crop, window) for window in windows)
 
 
-def test_two_epochs_show_both_views_of_every_image() -> None:
+def test_two_epochs_flip_each_image_once() -> None:
     first, second, third = (augment.alternate_flips(1000, epoch, seed=3) for epoch in range(3))
     assert (first ^ second).all()
     assert torch.equal(first, third)
     assert 400 < first.sum() < 600
 
 
-def test_a_blend_holds_at_least_half_of_its_own_image() -> None:
-    images, others = torch.zeros(400, 4, 4, 3, dtype=torch.uint8), torch.full((400, 4, 4, 3), 200, dtype=torch.uint8)
-    out = augment.blend(images, others, 0.75, generator())
+def test_mixup_keeps_at_least_half_of_the_image() -> None:
+    images, partners = torch.zeros(400, 4, 4, 3, dtype=torch.uint8), torch.full((400, 4, 4, 3), 200, dtype=torch.uint8)
+    out = augment.mixup(images, partners, 0.75, generator())
     assert out.dtype == torch.uint8
-    assert (out == out[:, :1, :1, :1]).all()  # one part for all pixels of an image
-    parts = out[:, 0, 0, 0]
-    assert 80 < (parts == 0).sum() < 120
-    assert 90 < parts.max() <= 100
+    assert (out == out[:, :1, :1, :1]).all()  # one weight for all pixels of an image
+    blended = out[:, 0, 0, 0]
+    assert 80 < (blended == 0).sum() < 120
+    assert 90 < blended.max() <= 100
 
 
 @given(side=st.integers(1, 32), seed=st.integers(0, 1000))
@@ -68,18 +68,21 @@ def test_cutout_covers_exactly_one_square(side: int, seed: int) -> None:
     assert torch.equal(augment.cutout(images, 0, fill, generator(seed)), images)
 
 
-def test_recompression_touches_the_share_asked_for() -> None:
+def test_random_jpeg_changes_the_given_share() -> None:
     images = pictures().repeat(50, 1, 1, 1)
-    out = augment.recompress(images, 0.5, (50, 95), generator())
+    out = augment.random_jpeg(images, 0.5, (50, 95), generator())
     changed = (out != images).flatten(1).any(1)
     assert 100 < changed.sum() < 200
     assert (out.int() - images.int()).abs().float().mean() < 10
-    assert augment.recompress(images, 0, (50, 95), generator()) is images
+    assert augment.random_jpeg(images, 0, (50, 95), generator()) is images
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_lower_quality_loses_more(kind: str) -> None:
+@pytest.mark.parametrize("image_format", ["JPEG", "WEBP"])
+def test_lower_quality_loses_more(image_format: str) -> None:
     image = pictures(1)[0]
-    losses = [(augment.recode(image, q, kind).int() - image.int()).abs().float().mean() for q in (95, 80, 50, 20)]
+    losses = [
+        (augment.lossy_roundtrip(image, q, image_format).int() - image.int()).abs().float().mean()
+        for q in (95, 80, 50, 20)
+    ]
     assert losses == sorted(losses)
     assert losses[0] > 0

@@ -9,7 +9,7 @@ from training import data
 from training.data import Split
 
 
-def test_a_folder_is_read_and_what_is_no_picture_is_reported(folder: Path) -> None:
+def test_folder_is_read_and_other_files_are_rejected(folder: Path) -> None:
     loaded = data.load(folder, 32)
     assert loaded.name == "shades"
     assert loaded.classes == ["bright", "dim", "middling"]
@@ -18,33 +18,33 @@ def test_a_folder_is_read_and_what_is_no_picture_is_reported(folder: Path) -> No
     assert [(path.name, "first bytes" in reason) for path, reason in loaded.rejected] == [("notes.txt", True)]
 
 
-def test_pictures_are_scaled_to_the_size_asked_for(folder: Path) -> None:
+def test_images_are_resized(folder: Path) -> None:
     assert data.load(folder, 24).train.images.shape == (120, 24, 24, 3)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_folders_and_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither cifar-10-batches-py/ nor train"):
         data.load(tmp_path, 32)
     (tmp_path / "train" / "only").mkdir(parents=True)
     with pytest.raises(DataError, match="1 class folders; at least 2"):
         data.load(tmp_path, 32, ["train"])
     (tmp_path / "train" / "other").mkdir()
-    with pytest.raises(DataError, match="no pictures for: only, other"):
+    with pytest.raises(DataError, match="no images for: only, other"):
         data.load(tmp_path, 32, ["train"])
     for name in ("only", "other"):
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "1.png")
-    with pytest.raises(DataError, match=r"test is missing; --skip-test trains without"):
+    with pytest.raises(DataError, match=r"test is missing; --no-test trains without"):
         data.load(tmp_path, 32)
     (tmp_path / "test" / "only").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "test" / "only" / "1.png")
-    with pytest.raises(DataError, match=r"test has no pictures for: other\."):
+    with pytest.raises(DataError, match=r"test has no images for: other\."):
         data.load(tmp_path, 32)
     (tmp_path / "test" / "zebra").mkdir()
     with pytest.raises(DataError, match=r"test has classes that .*train lacks: zebra\."):
         data.load(tmp_path, 32)
 
 
-def test_a_part_can_be_left_unread(folder: Path, tmp_path: Path) -> None:
+def test_one_split_can_be_read_alone(folder: Path, tmp_path: Path) -> None:
     loaded = data.load(folder, 32, ["test"])
     assert (len(loaded.train), len(loaded.test)) == (0, 30)
     assert loaded.classes == ["bright", "dim", "middling"]
@@ -53,8 +53,8 @@ def test_a_part_can_be_left_unread(folder: Path, tmp_path: Path) -> None:
     assert (len(loaded.train), len(loaded.test)) == (120, 0)
 
 
-def test_pictures_of_every_kind_are_read_and_others_are_named(tmp_path: Path) -> None:
-    """Any size, shape and mode; what is hidden is not looked at, neither as a class nor as a picture."""
+def test_images_of_every_mode_and_size_are_read(tmp_path: Path) -> None:
+    """Hidden files and folders are ignored, as classes and as images."""
     for label in ("a", "b"):
         target = tmp_path / "train" / label / "deeper"
         target.mkdir(parents=True)
@@ -75,22 +75,22 @@ def test_pictures_of_every_kind_are_read_and_others_are_named(tmp_path: Path) ->
     assert [path.name for path, _ in loaded.rejected] == ["cut.jpg", "empty.png"] * 2
 
 
-def test_a_class_whose_files_are_no_pictures_says_why(tmp_path: Path) -> None:
+def test_class_without_readable_images_reports_the_reason(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "train" / label).mkdir(parents=True)
         (tmp_path / "train" / label / "scan.tiff").write_bytes(b"II*\0")
-    with pytest.raises(DataError, match=r"no pictures for: a, b\. scan\.tiff was left out: Send one of PNG"):
+    with pytest.raises(DataError, match=r"no images for: a, b\. scan\.tiff was rejected: Send one of PNG"):
         data.load(tmp_path, 32, ["train"])
 
 
-def test_the_holdout_takes_the_same_share_of_every_class() -> None:
+def test_validation_split_is_stratified() -> None:
     labels = torch.tensor([0] * 100 + [1] * 60 + [2] * 2)
     images = torch.arange(162).view(-1, 1, 1, 1).expand(-1, 4, 4, 3)
-    rest, held = data.holdout(Split(images, labels), 0.1, seed=0)
-    assert held.labels.bincount().tolist() == [10, 6, 1]
-    numbers = torch.cat((rest.images, held.images))[:, 0, 0, 0]
+    train, val = data.train_val_split(Split(images, labels), 0.1, seed=0)
+    assert val.labels.bincount().tolist() == [10, 6, 1]
+    numbers = torch.cat((train.images, val.images))[:, 0, 0, 0]
     assert numbers.sort().values.tolist() == list(range(162))
-    again = data.holdout(Split(images, labels), 0.1, seed=0)[1]
-    assert torch.equal(again.images, held.images)
-    with pytest.raises(DataError, match="two training pictures"):
-        data.holdout(Split(images[:1], labels[:1]), 0.1, seed=0)
+    again = data.train_val_split(Split(images, labels), 0.1, seed=0)[1]
+    assert torch.equal(again.images, val.images)
+    with pytest.raises(DataError, match="two training images"):
+        data.train_val_split(Split(images[:1], labels[:1]), 0.1, seed=0)

@@ -1,4 +1,4 @@
-"""Other people's folders: any number of classes, pictures of any size and kind, trained and served as they are."""
+"""Folders of any number of classes, with images of any size and format, are trained on and served."""
 
 from pathlib import Path
 
@@ -14,50 +14,51 @@ MODES = (("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("RGB", "jpg"), ("L", "j
 
 
 def generate(root: Path, classes: int, train_images: int, test_images: int) -> list[str]:
-    """Noise in all modes and shapes; gives the classes' names in order."""
-    chance = np.random.default_rng(0)
+    """Writes noise in several modes and shapes; returns the class names in order."""
+    generator = np.random.default_rng(0)
     names = [f"class {i:04d} é" for i in range(classes)]
-    for part, count in (("train", train_images), ("test", test_images)):
+    for split, count in (("train", train_images), ("test", test_images)):
         for label, name in enumerate(names):
-            folder = root / part / name
+            folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                mode, ending = MODES[(label + i) % len(MODES)]
-                width, height = chance.integers(5, 60, 2)
-                noise = chance.integers(0, 256, (height, width, 4), dtype=np.uint8)
-                Image.fromarray(noise).convert(mode).save(folder / f"{i}.{ending}")
+                mode, suffix = MODES[(label + i) % len(MODES)]
+                width, height = generator.integers(5, 60, 2)
+                noise = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
+                Image.fromarray(noise).convert(mode).save(folder / f"{i}.{suffix}")
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("classes", "train_images", "test_images", "flags"),
-    [(2, 4, 1, ["--holdout", "0.25", "--image-size", "40"]), (1000, 2, 1, ["--holdout", "0.5", "--batch-size", "500"])],
+    ("classes", "train_images", "flags"),
+    [
+        (2, 4, ["--val-fraction", "0.25", "--image-size", "40"]),
+        (500, 2, ["--val-fraction", "0.5", "--batch-size", "250", "--image-size", "16", "--cutout", "4"]),
+    ],
 )
-def test_a_folder_is_trained_on_and_served(
-    tmp_path: Path, classes: int, train_images: int, test_images: int, flags: list[str]
-) -> None:
-    names, out = generate(tmp_path / "data", classes, train_images, test_images), tmp_path / "x.safetensors"
+def test_folder_is_trained_on_and_served(tmp_path: Path, classes: int, train_images: int, flags: list[str]) -> None:
+    names, out = generate(tmp_path / "data", classes, train_images, 1), tmp_path / "x.safetensors"
     common = ["--data", str(tmp_path / "data"), "--out", str(out), "--run-dir", str(tmp_path / "run")]
     train.main([*common, "--widths", "8,8,8", "--epochs", "1", *flags])
     assert (tmp_path / "run" / "report.md").exists()
-    pictures = [path for name in names[:2] for path in (tmp_path / "data" / "test" / name).iterdir()]
+    images = [path for name in names[:2] for path in (tmp_path / "data" / "test" / name).iterdir()]
     with serving(Settings(weights=out, max_batch=2)) as client:
         assert client.get("/model").json()["classes"] == names
-        files = [("file", (path.name, path.read_bytes())) for path in pictures]
+        files = [("file", (path.name, path.read_bytes())) for path in images]
         predictions = client.post("/predict", files=files).json()["predictions"]
         assert [len(prediction["top"]) for prediction in predictions] == [min(3, classes)] * 2
-        everything = client.post(f"/predict?top_k={classes}", files=files[:1]).json()["predictions"][0]
-        assert {entry["label"] for entry in everything["top"]} == set(names)
+        ranking = client.post(f"/predict?top_k={classes}", files=files[:1]).json()["predictions"][0]
+        assert {entry["label"] for entry in ranking["top"]} == set(names)
 
 
-def test_a_folder_without_test_pictures_trains_when_asked_to(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.slow
+def test_folder_without_test_images_needs_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(tmp_path / "data", 2, 4, 0)
     (tmp_path / "data" / "test").rename(tmp_path / "data" / "other")
     flags = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "x.safetensors"), "--run-dir", str(tmp_path)]
-    with pytest.raises(SystemExit, match="test is missing; --skip-test trains without test pictures"):
+    with pytest.raises(SystemExit, match="test is missing; --no-test trains without test images"):
         train.main(flags)
-    train.main([*flags, "--widths", "8,8,8", "--epochs", "1", "--skip-test"])
-    assert "held-out accuracy" in capsys.readouterr().out
+    train.main([*flags, "--widths", "8,8,8", "--epochs", "1", "--no-test"])
+    assert "validation accuracy" in capsys.readouterr().out

@@ -2,8 +2,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from training import calibration, metrics
+from app.model import tta
+from training import metrics
+from training.data import Split
 
 
 def test_accuracy_and_confusion_agree() -> None:
@@ -16,24 +19,24 @@ def test_accuracy_and_confusion_agree() -> None:
 
 
 def test_wilson_interval_of_a_known_case() -> None:
-    low, high = metrics.wilson(0.95, 10_000)
+    low, high = metrics.wilson_interval(0.95, 10_000)
     assert (low, high) == pytest.approx((0.94555, 0.95410), abs=1e-5)
 
 
 @given(share=st.floats(0, 1), count=st.integers(1, 10**6))
 def test_wilson_interval_holds_the_share(share: float, count: int) -> None:
-    low, high = metrics.wilson(share, count)
+    low, high = metrics.wilson_interval(share, count)
     assert -1e-9 <= low <= share + 1e-9
     assert share - 1e-9 <= high <= 1 + 1e-9
 
 
-def test_honest_confidence_has_no_calibration_error() -> None:
+def test_accurate_confidence_has_no_calibration_error() -> None:
     probabilities = torch.tensor([[0.75, 0.25]] * 4)
     labels = torch.tensor([0, 0, 0, 1])
     assert metrics.calibration_error(probabilities, labels) == pytest.approx(0)
 
 
-def test_boastful_confidence_has_one() -> None:
+def test_overconfidence_is_the_calibration_error() -> None:
     probabilities = torch.tensor([[0.95, 0.05]] * 10)
     labels = torch.tensor([0] * 5 + [1] * 5)
     assert metrics.calibration_error(probabilities, labels) == pytest.approx(0.45)
@@ -41,17 +44,63 @@ def test_boastful_confidence_has_one() -> None:
 
 @given(st.integers(2, 200), st.integers(0, 100))
 def test_reliability_counts_every_image_once(count: int, seed: int) -> None:
-    chance = torch.Generator().manual_seed(seed)
-    probabilities = torch.randn(count, 4, generator=chance).mul(3).softmax(1)
-    labels = torch.randint(4, (count,), generator=chance)
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(count, 4, generator=generator).mul(3).softmax(1)
+    labels = torch.randint(4, (count,), generator=generator)
     assert sum(n for n, _, _ in metrics.reliability(probabilities, labels)) == count
 
 
-@pytest.mark.parametrize(("temperature", "smoothing"), [(0.2, 0.0), (1.0, 0.05), (3.0, 0.15)])
-def test_temperature_and_smoothing_are_found_again(temperature: float, smoothing: float) -> None:
-    chance = torch.Generator().manual_seed(0)
-    truth = (torch.randn(50_000, 5, generator=chance) * 4).softmax(1)
-    labels = torch.multinomial(truth, 1, generator=chance).squeeze(1)
-    told = (1 - smoothing) * truth + smoothing / 5
-    found = calibration.fit_calibration(told.log() * temperature, labels)
-    assert found == (pytest.approx(temperature, rel=0.05), pytest.approx(smoothing, abs=0.011))
+def predict(images: Tensor) -> Tensor:
+    """Probabilities from one pixel off the centre, so that every view differs."""
+    pixel = images[:, 1, 2].float() / 64
+    return pixel.softmax(1)
+
+
+def logits(images: Tensor, row: int, column: int) -> Tensor:
+    return images[:, row, column].float() / 64
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_tta_averages_logits_with_the_weights_of_airbench(images: Tensor) -> None:
+    flipped = logits(images, 1, 5)
+    plain = logits(images, 1, 2)
+    shifted_up_left = logits(images, 2, 3), logits(images, 2, 6)
+    shifted_down_right = logits(images, 0, 1), logits(images, 0, 4)
+    six = 0.25 * (plain + flipped) + 0.125 * (sum(shifted_up_left) + sum(shifted_down_right))
+    for view, expected in (
+        (metrics.log_probs, plain),
+        (metrics.flip_tta, (plain + flipped) / 2),
+        (metrics.flip_translate_tta, six),
+    ):
+        torch.testing.assert_close(view(predict, images).softmax(1), expected.softmax(1))
+
+
+def test_zero_probability_does_not_dominate_the_average(images: Tensor) -> None:
+    averaged = metrics.flip_tta(lambda pixels: torch.tensor([[0.0, 1.0]]).expand(len(pixels), 2), images).softmax(1)
+    assert torch.isfinite(averaged).all()
+
+
+def test_only_uncertain_images_are_flipped(images: Tensor) -> None:
+    single, double = predict(images), metrics.flip_tta(predict, images).softmax(1)
+    uncertain = single.max(1).values < tta.DEFAULT_THRESHOLD
+    assert uncertain.any()
+    assert not uncertain.all()
+    torch.testing.assert_close(
+        metrics.gated_flip_tta(predict, images, single), torch.where(uncertain[:, None], double, single)
+    )
+
+
+def test_robustness_table_compares_with_the_first_row(images: Tensor) -> None:
+    split = Split(images, predict(images).argmax(1))
+    first = metrics.evaluate("one view", predict(split.images), split.labels)
+    rows = [first, *metrics.evaluate_tta(predict, split), *metrics.evaluate_lossy_formats(predict, split)]
+    assert first.accuracy == 1
+    assert all(row.interval_95[0] <= row.accuracy <= row.interval_95[1] + 1e-9 for row in rows)
+    table = metrics.table(rows).splitlines()
+    assert len(table) == 2 + 9
+    assert "JPEG quality 50, one view" in table[7]
+    assert "| +0.00 points |" in table[2]

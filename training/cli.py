@@ -1,0 +1,98 @@
+"""Command-line flags, generated from the fields of `Recipe`.
+
+With argparse rather than pydantic-settings' CliApp (tried with 2.16): CliApp's --help shows no bounds, prints tuples as
+`(8, 8)` where the flag reads `8,8` and lists deprecated names beside the current ones, and its settings classes read
+unprefixed environment variables such as SEED or DEPTH.
+"""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from app.errors import SettingsError
+from training.recipe import DEFAULT_RECIPES, IMMUTABLE_FIELDS, SECTIONS, Recipe
+
+METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "FILE"}
+OPERATORS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+logger = logging.getLogger(__name__)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, with exit code 2: the usage of thirty flags hides the error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds one flag per field of Recipe. A flag that is not given is None: its default depends on the arch."""
+    for section in SECTIONS:
+        group = parser.add_argument_group(section.__doc__)
+        for name, field in section.model_fields.items():
+            options: dict[str, Any] = {"default": None, "help": f"{field.description} [{_default_and_bounds(field)}]"}
+            if field.annotation is bool:
+                options["action"] = argparse.BooleanOptionalAction
+            elif get_origin(field.annotation) is Literal:
+                options["choices"] = get_args(field.annotation)
+            else:
+                options["metavar"] = "N,..." if get_origin(field.annotation) is tuple else METAVARS[field.annotation]
+            group.add_argument("--" + name.replace("_", "-"), **options)
+
+
+def _default_and_bounds(field: FieldInfo) -> str:
+    value = field.default
+    default = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    bounds = [
+        f"{operator} {getattr(bound, name):g}"
+        for bound in field.metadata
+        for name, operator in OPERATORS.items()
+        if hasattr(bound, name)
+    ]
+    return "; ".join([str(default), *([" and ".join(bounds)] if bounds else [])])
+
+
+def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None) -> Recipe:
+    """The recipe of the resumed run, or the arch's default one, with the given flags.
+
+    Raises SettingsError, in one line, for an invalid value or one that a resumed run cannot change.
+    """
+    flags = {name: value for name in Recipe.model_fields if (value := getattr(arguments, name)) is not None}
+    base = resumed_from or DEFAULT_RECIPES[flags.get("arch", "convnet")]
+    try:
+        recipe = Recipe.model_validate(base.model_dump() | flags)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+    changed = [name for name in IMMUTABLE_FIELDS if getattr(recipe, name) != getattr(base, name)]
+    if resumed_from and changed:
+        raise SettingsError(f"--resume cannot change {', '.join(map(_flag, changed))}.")
+    return recipe
+
+
+def replace_deprecated(argv: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """The command line with former flags replaced by current ones, and a warning for each."""
+    flags = {_flag(old): _flag(new) for old, new in names.items()}
+    flags |= {_flag(f"no_{old}"): _flag(f"no_{new}") for old, new in names.items()}
+    current = []
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if flag in flags:
+            logger.warning("%s is deprecated; use %s", flag, flags[flag])
+            flag = flags[flag]
+        current.append(flag + equals + value)
+    return current
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if not first["loc"]:
+        return first["msg"].removeprefix("Value error, ") + "."
+    return f"{_flag(str(first['loc'][0]))}: {first['msg'].lower()}, not {first['input']!r}."
