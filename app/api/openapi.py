@@ -108,7 +108,7 @@ DETAILS: dict[type[errors.RequestError], str] = {
     errors.TooLarge: "The body is over 32000000 bytes.",
     errors.UnsupportedImage: UNSUPPORTED,
     errors.UndecodableImage: "The PNG data is broken or incomplete.",
-    errors.WrongSize: "The image is 451 x 300; only 32 x 32 is taken.",
+    errors.WrongSize: "The image is 451 x 300; only 32 x 32 is accepted.",
     errors.InvalidParameter: "top_k is '11'; it must be a whole number from 1 to 10.",
     errors.QueueFull: "512 images are waiting; there is no room.",
     errors.NotReady: "The service is shutting down.",

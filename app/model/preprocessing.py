@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
+from app.model import resampling
 from app.model.containers import CONTAINERS
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
@@ -21,21 +22,8 @@ BASE_COST = 3000  # units that the smallest file costs
 UNITS_PER_BYTE = 0.5  # of an entropy-coded file
 
 METERED_BYTES = 65_536  # Pillow reads as many at once; the CPU time of a longer file is checked between two reads
-SLOWER = 2  # than its estimate may a file be decoded, with GRACE_S on top, before it is given up
+MAX_SLOWDOWN = 3  # of decoding against its estimate, with GRACE_S on top, before the file is refused
 GRACE_S = 0.1
-
-REDUCED_SIDE = 16  # times the input size: at least this shorter side is left where a large picture is averaged first
-STRIP_BLOCKS = 8  # rows of blocks that are converted and averaged at once
-
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 Pixels = NDArray[np.uint8]
 
@@ -127,7 +115,7 @@ class EncodedImage:
         try:
             essential = self._container.essential(self._limits.work)
             image = self._load(essential.data)
-            pixels = _pixels(_fit(image, essential.orientation, size))
+            pixels = _pixels(resampling.fit(image, essential.orientation, size))
         except RequestError:
             raise
         except Exception as error:  # a decoder fed with hostile bytes raises whatever its parsing trips over
@@ -141,15 +129,18 @@ class EncodedImage:
             raise TooLarge(f"The image is {self.width} x {self.height}; a side has at most {MAX_SIDE} pixels.")
         decoded = self._container.decoded_pixels(limits.size)
         if decoded > limits.max_pixels or self._work > limits.work:
-            share = min(limits.max_pixels / max(decoded, 1), limits.work / max(self._work, 1))
-            raise TooLarge(
-                f"The image has {self.width} x {self.height} pixels; "
-                f"at most {int(pixels * share)} of a {self._container.description} are accepted."
-            )
+            raise TooLarge(self._too_large(limits.max_pixels / max(decoded, 1), limits.work / max(self._work, 1)))
         if pixels == 0:
             raise _broken(self.format)
         if limits.strict_size and (self.width, self.height) != (limits.size, limits.size):
-            raise WrongSize(f"The image is {self.width} x {self.height}; only {limits.size} x {limits.size} is taken.")
+            raise WrongSize(
+                f"The image is {self.width} x {self.height}; only {limits.size} x {limits.size} is accepted."
+            )
+
+    def _too_large(self, pixels_share: float, work_share: float) -> str:
+        accepted = int(self.width * self.height * min(pixels_share, work_share))
+        of_kind = f" of a {self._container.description}" if work_share < pixels_share else ""
+        return f"The image has {self.width} x {self.height} pixels; at most {accepted}{of_kind} are accepted."
 
     def _load(self, data: bytes) -> Image.Image:
         """The decoded picture, a large JPEG at the nearest scale above twice the input size."""
@@ -166,7 +157,7 @@ class EncodedImage:
     def _stream(self, data: bytes) -> io.BytesIO:
         if len(data) <= METERED_BYTES:
             return io.BytesIO(data)
-        return _MeteredFile(data, GRACE_S + SLOWER * SECONDS_PER_UNIT * self.cost)
+        return _MeteredFile(data, GRACE_S + MAX_SLOWDOWN * SECONDS_PER_UNIT * self.cost)
 
 
 class _MeteredFile(io.BytesIO):
@@ -208,60 +199,6 @@ def sniff(data: bytes) -> str | None:
     if data.startswith(b"BM"):
         return "BMP"
     return None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode Pillow decodes to, as RGB: alpha over white, 16 bits to 8."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _fit(image: Image.Image, orientation: int, size: int) -> Image.Image:
-    """Upright, RGB, size x size."""
-    factor = max(1, min(image.size) // (REDUCED_SIDE * size))
-    if factor > 1 or image.width * image.height > (4 * REDUCED_SIDE * size) ** 2:
-        return _upright(_fit_large(image, factor, size), orientation)
-    rgb = to_rgb(_upright(image, orientation))
-    return rgb if rgb.size == (size, size) else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
-
-
-def _fit_large(image: Image.Image, factor: int, size: int) -> Image.Image:
-    """The same from averages of factor x factor pixels, in strips, so that no copy of a large picture is made.
-
-    Pillow's `resize(reducing_gap=REDUCED_SIDE)` makes the same averages of the same region, but of RGB only.
-    """
-    side = min(image.size)
-    margin = -(-2 * side // size)  # what an antialiased bicubic filter sees beyond the square
-    left, top = ((length - side) / 2 for length in image.size)
-    x0, y0 = max(0, int(left) - margin), max(0, int(top) - margin)
-    x1, y1 = min(image.width, int(left) + side + 1 + margin), min(image.height, int(top) + side + 1 + margin)
-    averages = Image.new("RGB", (-(-(x1 - x0) // factor), -(-(y1 - y0) // factor)))
-    rows = STRIP_BLOCKS * factor
-    for place, y in enumerate(range(y0, y1, rows)):
-        strip = image.crop((x0, y, x1, min(y + rows, y1)))
-        averages.paste(_averaged(strip, factor), (0, STRIP_BLOCKS * place))
-    box = ((left - x0) / factor, (top - y0) / factor, (left - x0 + side) / factor, (top - y0 + side) / factor)
-    return averages.resize((size, size), Image.Resampling.BICUBIC, box)
-
-
-def _averaged(image: Image.Image, factor: int) -> Image.Image:
-    """RGB averages of factor x factor pixels, weighted with their alpha."""
-    if image.has_transparency_data and not image.mode.startswith("I"):
-        layer = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
-        return to_rgb(layer.reduce(factor))
-    return to_rgb(image).reduce(factor)
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it is meant to be seen, by its EXIF orientation of 1 to 8."""
-    method = TRANSPOSITIONS.get(orientation)
-    return image if method is None else image.transpose(method)
 
 
 def _broken(kind: str) -> UndecodableImage:

@@ -36,6 +36,10 @@ class WebP(Container):
         else:
             raise ValueError("no picture")
 
+    @property
+    def description(self) -> str:
+        return "WebP"
+
     def work(self, size: int) -> int:
         return WORK_PER_PIXEL * self.width * self.height
 

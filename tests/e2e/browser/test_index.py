@@ -152,7 +152,7 @@ def test_each_of_several_bad_ones_says_its_own_fault(visit: Visit, start: Start,
     page.set_input_files("#files", [PHOTO, notes])
     expect(status(page)).to_have_text("0 of 2 pictures classified; the others say what is wrong.")
     assert cards(page).locator("h3").all_inner_texts() == [
-        "The upload is too large. The image has 451 x 300 pixels; at most 2000 are taken.",
+        "The upload is too large. The image has 451 x 300 pixels; at most 2000 are accepted.",
         "This is not a PNG, JPEG, WebP, BMP or GIF picture.",
     ]
 
