@@ -22,8 +22,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode Pillow decodes to, as RGB: alpha over white, 16 bits to 8."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return _eight_bit(image).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
@@ -64,10 +64,20 @@ def _fit_large(image: Image.Image, factor: int, size: int) -> Image.Image:
 
 def _averaged(image: Image.Image, factor: int) -> Image.Image:
     """RGB averages of factor x factor pixels, weighted with their alpha."""
-    if image.has_transparency_data and not image.mode.startswith("I"):
-        layer = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
-        return to_rgb(layer.reduce(factor))
-    return to_rgb(image).reduce(factor)
+    if image.mode.startswith("I"):
+        image = _eight_bit(image)
+    elif image.has_transparency_data:
+        image = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return to_rgb(image.reduce(factor))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The high bytes of 16-bit greyscale; Pillow's own conversion clips at 255."""
+    values = np.asarray(image)
+    values = values if image.mode.startswith("I;16") else values.clip(0, 65535)
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the decoder: `python -m tests.fuzz.decoding -runs=20000 [FOLDER]`; flags are libFuzzer's.
 
 Starts from a small file of every format and mode. Anything but a picture of the right shape or a clear error ends it
-with the guilty file. The guide sees Pillow's Python, which parses the containers, not the C of its decoders.
+with the guilty file. The guide sees our header scans and Pillow's Python, not the C of its decoders.
 """
 
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["app.model.preprocessing", "PIL"]):
+with atheris.instrument_imports(include=["app.model", "PIL"]):
     from PIL import Image
 
     from app.errors import RequestError

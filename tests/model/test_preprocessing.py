@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
-from app.model.preprocessing import FORMATS, Limits, decode, sniff
+from app.model.preprocessing import FORMATS, EncodedImage, Limits, decode, sniff
+from app.model.resampling import fit, to_rgb
 from tests.conftest import EXAMPLES
+from tests.support.hostile_images import bmp, empty_blocks_png
 
 LIMITS = Limits(32, 10_000_000)
 
@@ -31,7 +33,7 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> Image.Image:
     return Image.open(EXAMPLES / "cat.png").convert(mode).resize(size)
 
 
-def test_a_png_of_the_right_size_is_taken_as_it_is(cat: bytes) -> None:
+def test_a_png_of_the_input_size_keeps_its_pixels(cat: bytes) -> None:
     decoded = decode(cat, LIMITS)
     assert decoded.resized_from is None
     assert np.array_equal(decoded.pixels, np.asarray(Image.open(io.BytesIO(cat))))
@@ -63,7 +65,7 @@ def test_other_formats_that_pillow_knows_never_reach_it(kind: str) -> None:
 
 @pytest.mark.parametrize("accepted", FORMATS)
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_formats_in_disguise_reach_no_other_decoder_than_the_one_they_name(kind: str, accepted: str) -> None:
+def test_other_formats_in_disguise_reach_no_other_decoder(kind: str, accepted: str) -> None:
     """Pillow tries all decoders where it may choose; with the first bytes of ours before theirs, none of them fits."""
     start = encode(picture(), accepted)[: MAGIC[accepted]]
     for disguised in (start + OTHERS[kind], start + OTHERS[kind][len(start) :]):
@@ -84,6 +86,27 @@ def test_sixteen_bits_keep_their_brightness() -> None:
     ramp = (np.arange(32 * 32, dtype=np.uint16) * 64).reshape(32, 32)
     pixels = decode(encode(Image.fromarray(ramp), "PNG"), LIMITS).pixels
     assert np.array_equal(pixels[..., 0], (ramp >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("bits", "dark"), [(12, True), (10, True), (16, False), (14, False)])
+def test_twelve_bits_in_sixteen_are_reported_as_dark(bits: int, dark: bool) -> None:
+    ramp = np.linspace(0, (1 << bits) - 1, 64 * 64).astype(np.uint16).reshape(64, 64)
+    assert decode(encode(Image.fromarray(ramp), "PNG"), LIMITS).dark_16_bit == dark
+
+
+def test_black_and_eight_bit_pictures_are_not_reported() -> None:
+    assert not decode(encode(Image.fromarray(np.zeros((32, 32), np.uint16)), "PNG"), LIMITS).dark_16_bit
+    assert not decode(encode(Image.new("L", (32, 32), 3), "PNG"), LIMITS).dark_16_bit
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_a_bmp_with_empty_alpha_is_opaque(alpha: int) -> None:
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<IiiHHIIiiII", 56, 32, 32, 1, 32, 3, 0, 0, 0, 0, 0) + masks
+    pixels = bytes([10, 20, 200, 0]) * 1023 + bytes([10, 20, 200, alpha])
+    data = b"BM" + struct.pack("<IHHI", 70 + len(pixels), 0, 0, 70) + head + pixels
+    expected = (200, 20, 10) if alpha == 0 else (255, 255, 255)
+    assert (decode(data, LIMITS).pixels[16, 16] == expected).all()
 
 
 def test_transparency_is_laid_over_white() -> None:
@@ -153,9 +176,79 @@ def test_a_large_jpeg_is_close_to_its_exact_reduction() -> None:
     assert np.abs(got.astype(int) - exact).mean() < 3
 
 
+def gradient(mode: str, width: int, height: int) -> Image.Image:
+    """A picture with large shapes and fine noise, in any mode, half of it transparent where the mode has alpha."""
+    photo = Image.open(EXAMPLES / "chelsea.png").convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    if mode in ("RGBA", "LA"):
+        photo.putalpha(Image.radial_gradient("L").resize((width, height)))
+    return photo.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(1024, 1024), (1500, 1100), (1025, 4100), (5000, 900)])
+def test_a_large_picture_differs_little_from_one_pass(mode: str, size: tuple[int, int]) -> None:
+    image = gradient(mode, *size)
+    got = decode(encode(image, "PNG", compress_level=1), Limits(32, 25_000_000)).pixels.astype(int)
+    exact = np.asarray(ImageOps.fit(to_rgb(image), (32, 32), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(got - exact).max() <= 2
+    assert np.abs(got - exact).mean() < 0.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_picture_is_turned_as_a_small_one(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large, small = (
+        encode(gradient("RGB", *size), "PNG", exif=exif, compress_level=1) for size in ((1200, 1050), (600, 525))
+    )
+    difference = decode(large, LIMITS).pixels.astype(int) - decode(small, LIMITS).pixels
+    assert np.abs(difference).mean() < 3
+
+
+def test_other_input_sizes_of_large_pictures_are_exact_enough() -> None:
+    image = gradient("RGBA", 3000, 2100)
+    got = np.asarray(fit(image, 1, 224)).astype(int)
+    exact = np.asarray(ImageOps.fit(to_rgb(image), (224, 224), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(got - exact).mean() < 1
+
+
+def test_cost_grows_with_pixels_bytes_and_depth() -> None:
+    sizes = [encode(Image.new("RGB", (side, side)), "PNG") for side in (32, 200, 2000)]
+    costs = [EncodedImage(data, LIMITS).cost for data in sizes]
+    assert costs == sorted(set(costs))
+    deep, shallow = (encode(Image.new(mode, (200, 200)), "PNG") for mode in ("RGBA", "L"))
+    assert EncodedImage(deep, LIMITS).cost > EncodedImage(shallow, LIMITS).cost
+    assert EncodedImage(sizes[0] + bytes(1_000_000), LIMITS).cost > EncodedImage(sizes[0], LIMITS).cost + 400_000
+
+
+def test_only_small_files_of_few_pixels_are_cheap(cat: bytes) -> None:
+    assert EncodedImage(cat, LIMITS).is_cheap
+    assert EncodedImage(encode(picture(size=(64, 64)), "PNG"), LIMITS).is_cheap
+    assert not EncodedImage(encode(picture(size=(65, 64)), "PNG"), LIMITS).is_cheap
+    assert not EncodedImage(cat + bytes(40_000), LIMITS).is_cheap
+
+
+def test_a_stream_made_to_be_slow_is_given_up() -> None:
+    with pytest.raises(UndecodableImage, match="far more time to decode"):
+        decode(empty_blocks_png(32, 32), LIMITS)
+
+
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     with pytest.raises(TooLarge):
         decode(encode(Image.new("L", (2000, 2000)), "PNG"), Limits(32, 1_000_000))
+
+
+def test_max_pixels_names_what_is_accepted() -> None:
+    with pytest.raises(TooLarge, match="has 50 x 50 pixels; at most 2000 are accepted"):
+        decode(encode(Image.new("RGB", (50, 50)), "PNG"), Limits(32, 2000))
+    assert decode(encode(Image.new("RGB", (50, 40)), "PNG"), Limits(32, 2000)).resized_from == (50, 40)
+
+
+def test_run_lengths_of_a_bmp_are_refused_at_once() -> None:
+    with pytest.raises(UndecodableImage, match="run-length coded"):
+        decode(bmp(25_000_000, 1, 1, 8, b"\1\1\0\0\0\1"), LIMITS)
 
 
 def test_a_pixel_bomb_is_refused() -> None:
@@ -188,12 +281,12 @@ def test_a_jpeg_of_endless_scans_is_refused_before_decoding() -> None:
         decode(scans(101), LIMITS)
 
 
-def test_a_progressive_jpeg_is_taken() -> None:
+def test_a_progressive_jpeg_is_accepted() -> None:
     data = encode(picture(size=(640, 480)), "JPEG", progressive=True)
     assert decode(data, LIMITS).resized_from == (640, 480)
 
 
-def test_what_inflates_to_hundreds_of_megabytes_takes_little_memory() -> None:
+def test_decompression_bombs_need_little_memory() -> None:
     """Deflate bombs in every chunk of a PNG that is inflated, and text without end; in a process of its own."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.support.decompression_bombs"],
@@ -207,7 +300,7 @@ def test_what_inflates_to_hundreds_of_megabytes_takes_little_memory() -> None:
     assert grown_mb["all"] < 100, grown_mb
 
 
-def test_strict_size_takes_only_the_input_size(cat: bytes) -> None:
+def test_strict_size_accepts_only_the_input_size(cat: bytes) -> None:
     assert decode(cat, Limits(32, 10_000, strict_size=True)).resized_from is None
     with pytest.raises(WrongSize):
         decode(encode(picture(size=(33, 32)), "PNG"), Limits(32, 10_000, strict_size=True))
