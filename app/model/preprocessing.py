@@ -87,18 +87,15 @@ class EncodedImage:
         self._check()
 
     @property
-    def cost(self) -> int:
-        """Estimated CPU time of `decode`, in units of SECONDS_PER_UNIT; a pixel of an 8-bit image is about one."""
-        return BASE_COST + self._work + int(UNITS_PER_BYTE * len(self._container.data))
+    def cost_s(self) -> float:
+        """Estimated seconds of CPU of `decode`."""
+        units = BASE_COST + self._work + UNITS_PER_BYTE * len(self._container.data)
+        return units * SECONDS_PER_UNIT
 
     @property
     def decoded_pixels(self) -> int:
-        return self.width * self.height
-
-    @property
-    def cost_s(self) -> float:
-        """Estimated seconds of CPU to decode the image."""
-        return self.decoded_pixels * 2.5e-8
+        """Pixels that are decoded: of a JPEG those after its scaling by DCT."""
+        return self._container.decoded_pixels(self._limits.size)
 
     @property
     def is_cheap(self) -> bool:
@@ -157,7 +154,7 @@ class EncodedImage:
     def _stream(self, data: bytes) -> io.BytesIO:
         if len(data) <= METERED_BYTES:
             return io.BytesIO(data)
-        return _MeteredFile(data, GRACE_S + MAX_SLOWDOWN * SECONDS_PER_UNIT * self.cost)
+        return _MeteredFile(data, GRACE_S + MAX_SLOWDOWN * self.cost_s)
 
 
 class _MeteredFile(io.BytesIO):

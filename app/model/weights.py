@@ -187,7 +187,7 @@ def _check_state(weights: Weights) -> None:
     if weights.card.architecture != "convnet":
         return
     shapes = ConvNetArguments.model_validate(weights.card.arguments).shapes()
-    for name in shapes.keys() | state.keys():
+    for name in sorted(shapes.keys() | state.keys()):
         if name not in state or name not in shapes or state[name].shape != shapes[name]:
             found = state[name].shape if name in state else "missing"
             raise WeightsError(f"has tensors that do not match its card: {name[:80]} is {found}.")
