@@ -14,7 +14,6 @@ from tests.support.subprocesses import children, fails, free_port, process, wait
 def test_workers_that_all_fail_to_start_exit_with_2(tmp_path: Path) -> None:
     log = fails("--weights", str(tmp_path / "none"), "--port", str(free_port()), "--workers", "3")
     assert log.count("cannot be read") == 3
-    assert log.count("exited with status 3") == 3
 
 
 def test_broken_weights_file_leaves_healthy_workers(tiny_weights: Path, tmp_path: Path) -> None:
