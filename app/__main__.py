@@ -20,9 +20,11 @@ def main() -> None:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["classify"]:
-        from app import classify
+        from app import classify, lifecycle
 
-        return classify.run(argv[1:])
+        status = classify.run(argv[1:])
+        lifecycle.exit_past_threads(status)
+        return status
     if argv[:1] == ["healthcheck"]:
         from app import healthcheck
 

@@ -18,6 +18,7 @@ from app.lifespan import build_classifier, build_pipeline, load_engine
 from app.settings import Settings
 
 TIMEOUT_S = 3600.0  # of one chunk; a local user waits
+CLOSE_S = 10.0  # for batches in progress
 CONCURRENT_CHUNKS = 4  # one is read, one decoded, and two wait for the batcher's threads
 UNLIMITED = 10**18  # pixels; what a request may have at most is no matter here
 
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> int:
         print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     finally:
-        pipeline.close(0)
+        pipeline.close(CLOSE_S)
 
 
 def _parser() -> argparse.ArgumentParser:

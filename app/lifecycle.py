@@ -3,15 +3,19 @@
 import asyncio
 import logging
 import signal
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Protocol
 
 from app.errors import NotReady
+from app.telemetry.log_stream import exit_process
 
 PERIOD_S = 0.5
+PIPELINE_THREADS = ("inference-", "decode-")
 
 Clock = Callable[[], float]
 
@@ -120,3 +124,15 @@ def _failure(batcher: Worker, observed_s: float, limit_s: float) -> str | None:
     if not batcher.alive:
         return "inference thread died"
     return f"inference thread stalled for {observed_s:.1f} s" if observed_s > limit_s else None
+
+
+def exit_past_threads(status: int) -> None:
+    """Exits at once if a thread of the pipeline still runs, else returns.
+
+    The end of the interpreter stops such a thread inside the engine's C++ code, which ends the process with SIGABRT.
+    """
+    if any(thread.name.startswith(PIPELINE_THREADS) for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        exit_process(status)

@@ -16,7 +16,7 @@ from types import FrameType
 
 import uvicorn
 
-from app.lifecycle import Lifecycle, Phase
+from app.lifecycle import Lifecycle, Phase, exit_past_threads
 from app.telemetry.log_stream import exit_process
 
 GRACE_S = 1.0  # from the shutdown timeout, or from a repeated signal, to the exit
@@ -45,6 +45,10 @@ class Server(uvicorn.Server):
     def lifecycle(self) -> Lifecycle | None:
         service = self.lifespan.state.get("service") if self.started else None
         return service.lifecycle if service else None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run(sockets)
+        exit_past_threads(0)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
