@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource
 
 from app import settings
-from app.settings import DEPRECATED, GROUPS, PREFIX, Settings
+from app.settings import DEPRECATED, GROUPS, PREFIX, REMOVED, Settings
 
 METAVARS = {"int": "N", "float": "N", "bool": "BOOL", "str": "TEXT", "Path": "FILE"}
 NO_NONE = "\0"  # no flag can hold it, so that the file or key named null stays one
@@ -28,18 +28,22 @@ def parse(argv: list[str]) -> tuple[Settings, list[str]]:
 
 
 def replace_deprecated(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments with the new names of deprecated flags; where both are given, the old one and its value go."""
+    """The arguments with new names for deprecated flags. Removed flags, and old ones beside new ones, are dropped."""
     flags = {_flag(old): _flag(new) for old, new in DEPRECATED.items()}
+    removed = {_flag(old): reason for old, reason in REMOVED.items()}
     kept: list[str] = []
     warnings: list[str] = []
     rest = iter(argv)
     for argument in rest:
         old, equals, value = argument.partition("=")
-        if old not in flags:
+        if old not in flags and old not in removed:
             kept.append(argument)
             continue
-        new = flags[old]
         value = value if equals else next(rest, "")
+        if old in removed:
+            warnings.append(f"{old} has no effect: {removed[old]}")
+            continue
+        new = flags[old]
         if any(other.partition("=")[0] == new for other in argv):
             warnings.append(f"{old} is deprecated; use {new}; both are given, {new} has precedence")
         else:

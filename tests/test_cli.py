@@ -43,6 +43,13 @@ def test_deprecated_flags_are_replaced_with_a_warning() -> None:
     ]
 
 
+def test_removed_flag_is_dropped_with_a_warning() -> None:
+    loaded, warnings = cli.parse(["--second-look", "0", "--port", "9", "--second-look=1"])
+    assert loaded.port == 9
+    assert len(warnings) == 2
+    assert warnings[0].startswith("--second-look has no effect: ")
+
+
 def test_new_flag_has_precedence_over_deprecated() -> None:
     loaded, warnings = cli.parse(["--shutdown-timeout-s", "5", "--drain-s", "3"])
     assert loaded.shutdown_timeout_s == 5

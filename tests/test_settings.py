@@ -148,6 +148,11 @@ def test_wrong_value_names_the_deprecated_variable(monkeypatch: pytest.MonkeyPat
     assert refused(monkeypatch, "DRAIN_S", "x").startswith("THIRTYTWO_DRAIN_S: ")
 
 
+def test_removed_variable_is_warned_about() -> None:
+    (line,) = settings.warnings({"THIRTYTWO_SECOND_LOOK": "0"})
+    assert line.startswith("THIRTYTWO_SECOND_LOOK has no effect: ")
+
+
 def test_misspelt_variable_is_warned_about() -> None:
     environment = {"THIRTYTWO_MAX_BATHC": "1", "THIRTYTWO_PORT_8000_TCP_ADDR": "10.0.0.1", "THIRTYTWO_PORT": "1"}
     assert settings.warnings(environment) == ["THIRTYTWO_MAX_BATHC is not a setting; did you mean THIRTYTWO_MAX_BATCH?"]
