@@ -7,15 +7,19 @@ ThirtytwoError
 ├── DeviceLostError         the device fails every call (ends the process, exit code 1)
 ├── DataError               the training data cannot be read (stops training, exit code 2)
 └── RequestError            a caller can mend it, or must wait; carries an HTTP status
+    ├── MalformedRequest    400  not valid HTTP/1.1
     ├── MalformedUpload     400  the multipart form cannot be parsed, or holds no file
     ├── UnknownHost         400  the Host header names none of ALLOWED_HOSTS
     ├── Unauthorized        401  API keys are set and none fits
+    ├── RequestTimeout      408  the request arrives too slowly
     ├── TooLarge            413  too many bytes, files or pixels
+    ├── UrlTooLong          414  the request line is over the limit
     ├── UnsupportedImage    415  not one of the accepted formats
     ├── UndecodableImage    422  an accepted format, but broken
     ├── WrongSize           422  not the model's input size, and STRICT_SIZE is set
     ├── InvalidParameter    422  a query value out of range
-    ├── QueueFull           429  no room in the queue, or for a large body; carries retry_after_s
+    ├── QueueFull           429  no room in the queue, or for the bytes of an upload; carries retry_after_s
+    ├── HeadTooLarge        431  too many or too long headers
     ├── NotReady            503  starting or shutting down; carries retry_after_s
     ├── DeadlineExceeded    504  not answered within the request timeout
     └── ClientDisconnected  499  the caller left before the response (in log and metrics only)
@@ -57,6 +61,10 @@ class RequestError(ThirtytwoError):
     retry_after_s: int | None = None
 
 
+class MalformedRequest(RequestError):
+    status, type, title = 400, "malformed-request", "The request cannot be parsed"
+
+
 class MalformedUpload(RequestError):
     status, type, title = 400, "malformed-upload", "The upload cannot be read"
 
@@ -69,8 +77,16 @@ class Unauthorized(RequestError):
     status, type, title = 401, "unauthorized", "An API key is needed"
 
 
+class RequestTimeout(RequestError):
+    status, type, title = 408, "request-timeout", "The request arrives too slowly"
+
+
 class TooLarge(RequestError):
     status, type, title = 413, "too-large", "The upload is too large"
+
+
+class UrlTooLong(RequestError):
+    status, type, title = 414, "url-too-long", "The URL is too long"
 
 
 class UnsupportedImage(RequestError):
@@ -95,6 +111,10 @@ class QueueFull(RequestError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class HeadTooLarge(RequestError):
+    status, type, title = 431, "head-too-large", "The headers are too large"
 
 
 class NotReady(RequestError):
