@@ -25,6 +25,8 @@ from app.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 COLLECTOR = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own names
+CORS_METHODS = ["GET", "HEAD", "POST"]
+CORS_EXPOSED_HEADERS = ["Retry-After", "Server-Timing", "X-Request-ID"]
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
 
 
@@ -41,7 +43,7 @@ def create_app(
     metrics = Metrics()
     app: ASGIApp = create_api(config, lifespan(config, metrics, load_engine, exit_process))
     if config.cors_origins:
-        app = CORSMiddleware(app, config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+        app = CORSMiddleware(app, config.cors_origins, CORS_METHODS, ["*"], expose_headers=CORS_EXPOSED_HEADERS)
     if config.allowed_hosts:
         app = TrustedHosts(app, config.allowed_hosts)
     access = AccessLog(config.log_format) if config.log_level in ("debug", "info") else None

@@ -1,114 +1,194 @@
-"""uvicorn's HTTP protocol, impatient with slow senders and endless heads, and with a gentler end of its connections."""
+"""The HTTP protocol of the service: bounds on how long a connection may wait, and on what all of them hold."""
 
-from asyncio import AbstractEventLoop, BaseTransport, TimerHandle, Transport
+import socket
+from asyncio import BaseTransport
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.utils import is_ssl
 
-GRACE_S = 0.05  # in which we read what has arrived while we were too busy to
-LINGER_S = 0.3  # a request that was sent before its sender could know of the stop arrives within this time
-JOINED_BYTES = 65_536  # more is handed on at once, for the flow control to see
+from app.api.middleware import render_error
+from app.api.sequential_protocol import BODY, IDLE, SequentialProtocol
+from app.errors import NotReady, QueueFull, RequestTimeout
+
+IDLE_CLOSE_DELAY_S = 0.3  # a request that was sent before its sender saw the shutdown arrives within this time
+SHUTDOWN_REJECT_S = 1.0  # after the start of the server's shutdown, which follows the drain
+SHUTDOWN_ABORT_S = 1.3
+PROBE_S = 0.1  # until the first probe of a half-closed connection; each further one waits twice as long
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Joining:
-    """A transport that sends what is written in one turn of the event loop as one: an answer's head and its body.
+class Protocol(SequentialProtocol):
+    """Read, write and keep-alive timeouts, half-closed connections, the bytes in flight, and the shutdown.
 
-    uvicorn writes them apart. Each write is a call of the kernel, a packet, and mostly a wake-up of the caller.
+    The keep-alive timeout is uvicorn's `timeout_keep_alive`.
     """
 
-    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._parts: list[bytes] = []
-        self._size = 0
+    read_timeout_s: ClassVar[float] = 10.0  # for min_progress_bytes of a request, or for its rest
+    write_timeout_s: ClassVar[float] = 10.0  # for min_progress_bytes of a response, or for its rest
+    min_progress_bytes: ClassVar[int] = 5_000
 
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > JOINED_BYTES:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def _flush(self) -> None:
-        if self._parts:
-            self._transport.write(b"".join(self._parts))
-            self._parts, self._size = [], 0
-
-
-class Protocol(HttpToolsProtocol):
-    patience_s: ClassVar[float] = 10.0  # how long a request may stay unfinished without progress
-    least_bytes: ClassVar[int] = 5_000  # that count as progress in that time
-    max_head_bytes: ClassVar[int] = 32_768  # of request line and headers
-
-    _watch: TimerHandle | None = None
-    _received = 0  # bytes since the last look
-    _head_bytes = 0  # bytes since the last whole head
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._inflight = 0  # what this connection adds to the bytes in flight
+        self._answered = self._expired = False
+        self._idle_since = self._window_start = 0.0
+        self._received = 0  # bytes since the start of the window
+        self._unsent = 0  # bytes of the response at the start of the window
 
     def connection_made(self, transport: BaseTransport) -> None:
-        super().connection_made(cast(Transport, Joining(cast(Transport, transport), self.loop)))
-        self._start_watch()
+        super().connection_made(transport)
+        self._idle_since = self._window_start = self.loop.time()
+        self._shared.add(self, self.loop, min(self.read_timeout_s, self.write_timeout_s))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_watch()
+        self._shared.discard(self)
         super().connection_lost(exc)
+        self._account()
 
     def data_received(self, data: bytes) -> None:
+        if self._phase is IDLE:
+            self._window_start, self._received = self.loop.time(), 0
         self._received += len(data)
-        self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too long.")
 
-    def on_message_begin(self) -> None:
-        self._start_watch()
-        super().on_message_begin()
+    def _parse(self) -> None:
+        position, size = self._position, len(self._buffer)
+        super()._parse()
+        self._account()
+        has_parsed = self._position != position or len(self._buffer) != size
+        if has_parsed and self._request_bytes and self._shared.inflight.exceeds(self._inflight):
+            self._reject(QueueFull("Too many uploads are in progress.", retry_after_s=1))
+        if self._wire.received_eof and not self._buffer and not self._is_answering:
+            self._wire.close()
 
-    def on_headers_complete(self) -> None:
-        self._head_bytes = 0
-        super().on_headers_complete()
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._answered = True
+        self._expired = False
+        self._idle_since = self.loop.time()
+        self._account()
+        if self._wire.received_eof and not self._buffer and not self._is_answering:
+            self._wire.close()
 
-    def on_body(self, body: bytes) -> None:
-        self._head_bytes = 0
-        super().on_body(body)
+    # Half-closed connections
 
-    def on_message_complete(self) -> None:
-        self._stop_watch()
-        super().on_message_complete()
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps the connection for responses that are due, except with TLS, which has no half-closed connections."""
+        self._wire.flush()
+        is_due = self._is_answering or bool(self._buffer)
+        if not is_due or self._phase is BODY or self._wire.is_closing() or is_ssl(self.transport):
+            return False
+        self._wire.received_eof = True
+        self.loop.call_later(PROBE_S, self._probe, PROBE_S)
+        return True
+
+    def _probe(self, delay_s: float) -> None:
+        """Detects a client that has left, not only closed its sending side: its system resets on the next data."""
+        if self._wire.is_closing():
+            return
+        connection: socket.socket = self._wire.get_extra_info("socket")
+        if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._wire.abort()
+            return
+        if self._is_answering and not self.cycle.response_started and self.cycle.scope["http_version"] == "1.1":
+            self._wire.write(CONTINUE)
+        self.loop.call_later(2 * delay_s, self._probe, 2 * delay_s)
+
+    # Bytes in flight
+
+    def _account(self) -> None:
+        held = self._request_bytes + len(self._buffer) - self._position
+        if self.flow.write_paused:
+            held += self._wire.get_write_buffer_size()
+        if held != self._inflight:
+            self._shared.inflight.add(held - self._inflight)
+            self._inflight = held
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unsent = self._wire.get_write_buffer_size()
+        self._start_window()
+        self._account()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._start_window()
+        self._account()
+
+    # Timeouts
+
+    def check_timeouts(self, now: float) -> None:
+        """Called about once a second."""
+        if self._wire.is_closing():
+            if self._wire.is_overdue(now):
+                self._wire.abort()
+        elif self.flow.write_paused:
+            self._check_write_progress(now)
+        elif self._phase is not IDLE:
+            self._check_read_progress(now)
+        elif not self._is_answering:
+            limit_s = self.timeout_keep_alive if self._answered else self.read_timeout_s
+            self._expire_after(limit_s, now - self._idle_since, self._wire.close)
+
+    def _check_read_progress(self, now: float) -> None:
+        if self._received >= self.min_progress_bytes or not self._wire.is_reading():
+            self._start_window()
+        else:
+            self._expire_after(self.read_timeout_s, now - self._window_start, self._reject_slow)
+
+    def _reject_slow(self) -> None:
+        if self._error is not None:
+            self._wire.abort()
+            return
+        self._start_window()
+        self._reject(RequestTimeout(f"Under {self.min_progress_bytes} bytes arrived in {self.read_timeout_s:g} s."))
+
+    def _check_write_progress(self, now: float) -> None:
+        unsent = self._wire.get_write_buffer_size()
+        if self._unsent - unsent >= self.min_progress_bytes:
+            self._start_window()
+            self._unsent = unsent
+        else:
+            self._expire_after(self.write_timeout_s, now - self._window_start, self._wire.abort)
+
+    def _start_window(self) -> None:
+        self._window_start = self.loop.time()
+        self._received = 0
+        self._expired = False
+
+    def _expire_after(self, limit_s: float, waited_s: float, close: Callable[[], None]) -> None:
+        """Acts at the second check, since data may have arrived while the event loop was busy."""
+        if waited_s <= limit_s:
+            return
+        if self._expired:
+            close()
+        self._expired = True
+
+    # Shutdown
 
     def shutdown(self) -> None:
-        """Gives an idle connection a moment before it is closed, so that no request is lost on its way."""
-        if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(LINGER_S, super().shutdown)
+        """The server calls it after the drain. Nothing outlasts SHUTDOWN_ABORT_S from here on."""
+        self._closes_after_response = True
+        if self._is_answering:
+            self.cycle.keep_alive = False
         else:
-            super().shutdown()
+            self.loop.call_later(IDLE_CLOSE_DELAY_S, self._close_idle)
+        self.loop.call_later(SHUTDOWN_REJECT_S, self._reject_at_shutdown)
+        self.loop.call_later(SHUTDOWN_ABORT_S, self._wire.abort)
 
-    def _start_watch(self) -> None:
-        if self._watch is None:
-            self._received = 0
-            self._watch = self.loop.call_later(self.patience_s, self._look)
+    def _close_idle(self) -> None:
+        if self._phase is IDLE and not self._is_answering and not self._buffer:
+            self._wire.close()
 
-    def _stop_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    def _look(self, last: bool = False) -> None:
-        """Closes the connection of a request that arrives by drops, unless it is we who do not read on."""
-        self._watch = None
-        if self._received >= self.least_bytes or self.flow.read_paused:
-            self._start_watch()
-        elif last:
-            self.transport.close()
-        else:
-            self._watch = self.loop.call_later(GRACE_S, self._look, True)
+    def _reject_at_shutdown(self) -> None:
+        if self._wire.is_closing():
+            return
+        if self._is_answering and not self.cycle.response_started:
+            error = NotReady("The service is shutting down.", retry_after_s=1)
+            self.cycle.disconnected = True
+            self.cycle.scope["state"]["aborted_by"] = error
+            self.cycle.message_event.set()
+            self._write_response(error.status, *render_error(error, cast(Scope, self.cycle.scope)))
+        self._close_lingering()

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from app.errors import InvalidParameter, NotReady, RequestError, Unauthorized
+from app.errors import ClientDisconnected, InvalidParameter, NotReady, RequestError, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:thirtytwo:problem:"
@@ -48,7 +48,7 @@ def internal(scope: Scope) -> Response:
 
 async def on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    if request.method == "POST":  # a probe's 503 is no rejection
+    if request.method == "POST" and not isinstance(error, ClientDisconnected):  # a probe's 503 is no rejection
         request.state.service.metrics.rejections.labels(error.type).inc()
     return of_error(error, request.scope)
 
@@ -67,6 +67,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     detail = error.detail if error.detail != title else f"{title}: {request.method} {request.url.path}"
     response = problem(request.scope, error.status_code, slug, title, detail)
     response.headers.update(error.headers or {})
+    if response.headers.get("Allow") == "GET":
+        response.headers["Allow"] = "GET, HEAD"  # which app.api.middleware serves as GET
     return response
 
 

@@ -1,88 +1,320 @@
-"""What reaches the socket, and when."""
+"""Requests on a real socket: order, framing, limits, upgrades and half-closed connections."""
 
 import asyncio
+import json
 import socket
-from contextlib import closing
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.api.http_protocol import JOINED_BYTES, Joining
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+
+from app.api.http_protocol import Protocol
+from app.api.middleware import RequestContext
+from app.api.sequential_protocol import MAX_BUFFERED_BYTES, without_upgrade
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
 from tests.conftest import serving
+from tests.support.raw_http import (
+    CLOSE,
+    connect,
+    echo,
+    exchange,
+    port_of,
+    read_to_end,
+    request,
+    respond,
+    responses,
+    serve,
+)
+
+CHUNKED = "Transfer-Encoding: chunked\r\n"
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQB\r\n"
 
 
-class Sink:
-    """A transport that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.closed_after: int | None = None
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-    def close(self) -> None:
-        self.closed_after = len(self.written)
-
-    def get_extra_info(self, name: str) -> str:
-        return f"{name} of the sink"
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Of the echo application."""
+    with serve(RequestContext(echo, Metrics(), None)) as server:
+        yield port_of(server)
 
 
-def in_a_loop(*turns: list[bytes]) -> Sink:
-    """What is left after these writes, each list of them in one turn of an event loop."""
-    sink: Any = Sink()
-
-    async def write() -> None:
-        joining = Joining(sink, asyncio.get_running_loop())
-        for turn in turns:
-            for data in turn:
-                joining.write(data)
-            await asyncio.sleep(0)
-
-    asyncio.run(write())
-    return sink
+def bodies(port: int, *packets: bytes) -> list[bytes]:
+    return [response.body for response in exchange(port, *packets)]
 
 
-def test_what_is_written_in_one_turn_is_sent_as_one() -> None:
-    assert in_a_loop([b"head", b"body"], [b"next head", b"", b"next body"]).written == [
-        b"headbody",
-        b"next headnext body",
-    ]
+# Order and framing
 
 
-def test_much_is_handed_on_at_once_for_the_flow_control_to_see() -> None:
-    part = bytes(JOINED_BYTES // 2)
-    assert list(map(len, in_a_loop([b"head", part, part, part]).written)) == [4 + 2 * len(part), len(part)]
+def test_pipelined_requests_are_answered_in_order(port: int) -> None:
+    sent = [request("/a"), request("/b", b"one"), request("/c", method="PUT"), request("/d", b"two", CLOSE)]
+    assert bodies(port, b"".join(sent)) == [b"GET /a ", b"POST /b one", b"PUT /c ", b"POST /d two"]
 
 
-def test_nothing_is_left_behind_when_it_closes() -> None:
-    sink: Any = Sink()
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from([b"", b"\r\n\r\n", b"GET /x HTTP/1.1\r\n\r\n", b"a" * 70_000, b"0\r\n\r\n"]), max_size=5),
+    st.lists(st.integers(1, 300), min_size=1, max_size=5),
+    st.booleans(),
+)
+def test_packets_do_not_change_the_requests(port: int, sent: list[bytes], sizes: list[int], chunked: bool) -> None:
+    whole = b"".join(
+        request(f"/{i}", headers=CHUNKED, method="POST") + chunks(body) if chunked else request(f"/{i}", body)
+        for i, body in enumerate(sent)
+    ) + request("/end", headers=CLOSE)
+    with connect(port) as connection:
+        position = 0
+        for size in sizes:
+            connection.sendall(whole[position : position + size])
+            position += size
+        connection.sendall(whole[position:])
+        received = responses(read_to_end(connection))
+    method = "POST" if chunked else None
+    expected = [f"{method or ('POST' if body else 'GET')} /{i} ".encode() + body for i, body in enumerate(sent)]
+    assert [response.body for response in received] == [*expected, b"GET /end "]
 
-    async def write_and_close() -> None:
-        joining = Joining(sink, asyncio.get_running_loop())
-        joining.write(b"last words")
-        joining.close()
+
+def chunks(body: bytes) -> bytes:
+    """A chunked body of three chunks and an end, with an extension and a trailer."""
+    third = len(body) // 3
+    parts = [part for part in (body[:third], body[third : 2 * third], body[2 * third :]) if part]
+    return b"".join(b"%x;a=b\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\nTrailer: x\r\n\r\n"
+
+
+def test_thousands_of_pipelined_requests_start_one_at_a_time() -> None:
+    running, most = 0, 0
+
+    async def count(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal running, most
+        if scope["type"] == "lifespan":
+            await echo(scope, receive, send)
+            return
+        running += 1
+        most = max(most, running)
         await asyncio.sleep(0)
+        await respond(send, b"")
+        running -= 1
 
-    asyncio.run(write_and_close())
-    assert (sink.written, sink.closed_after) == ([b"last words"], 1)
+    with serve(count) as server, connect(port_of(server)) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(request("/") * 5000 + request("/", headers=CLOSE),))
+        sender.start()
+        assert read_to_end(connection).count(b"HTTP/1.1 200") == 5001
+        sender.join()
+    assert most == 1
 
 
-def test_it_is_the_transport_in_everything_else() -> None:
-    sink: Any = Sink()
-    nothing: Any = None
-    assert Joining(sink, nothing).get_extra_info("peername") == "peername of the sink"
+class Recorded(Protocol):
+    """Keeps the largest number of bytes that wait to be parsed."""
+
+    most_buffered = 0
+
+    def _parse(self) -> None:
+        super()._parse()
+        Recorded.most_buffered = max(Recorded.most_buffered, len(self._buffer) - self._position)
 
 
-def test_requests_sent_together_are_answered_in_their_order(tiny_weights: Path) -> None:
+def test_one_byte_chunks_yield_to_other_callers() -> None:
+    body = b"1\r\na\r\n" * 9_000 + b"0\r\n\r\n"
+    with serve(RequestContext(echo, Metrics(), None), Recorded) as server:
+        (response,) = exchange(port_of(server), request("/", headers=CHUNKED + CLOSE, method="POST") + body)
+    assert response.body == b"POST / " + b"a" * 9_000
+    assert Recorded.most_buffered > 0  # one iteration of the event loop does not parse them all
+    assert Recorded.most_buffered < MAX_BUFFERED_BYTES + 256_001  # one read more
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"1\r\na\r\n" * 60_000, b"1;" + b"a" * 300_000, b"0\r\n" + b"A: b\r\n" * 50_000],
+    ids=["chunks", "extension", "trailers"],
+)
+def test_chunk_overhead_without_data_is_refused(port: int, body: bytes) -> None:
+    (response,) = exchange(port, request("/", headers=CHUNKED, method="POST") + body)
+    assert response.status == 400
+    assert json.loads(response.body)["type"] == "urn:thirtytwo:problem:malformed-request"
+
+
+def test_trailers_are_not_headers() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await echo(scope, receive, send)
+        seen.append(scope.get("headers", []))
+
+    with serve(headers) as server:
+        exchange(port_of(server), request("/", headers=CHUNKED + CLOSE, method="POST") + chunks(b"abc"))
+    assert b"trailer" not in dict(seen[0])
+
+
+# Invalid requests
+
+
+def test_a_request_before_garbage_gets_its_response(port: int) -> None:
+    first, second = exchange(port, request("/a", b"body") + b"\x00garbage\r\n\r\n")
+    assert first.body == b"POST /a body"
+    assert second.status == 400
+
+
+def test_a_chunked_request_before_garbage_gets_its_response(port: int) -> None:
+    sent = request("/a", headers=CHUNKED, method="POST") + chunks(b"body") + b"\x00garbage\r\n\r\n"
+    first, second = exchange(port, sent)
+    assert first.body == b"POST /a body"
+    assert second.status == 400
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (request("/" + "a" * 3000), 414),
+        (b"GET / HTTP/1.1\r\nA: " + b"a" * 40_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nA: " + b"a" * 40_000, 431),
+        (b"GET / HTTP/1.1\r\nA: " + b"a" * 9_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"Expect: b\r\n" * 101 + b"\r\n", 431),
+        (b"\r\n" * 20_000, 431),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", request("/")], ids=["first", "second"])
+def test_an_invalid_request_gets_a_problem_document(port: int, before: bytes, sent: bytes, status: int) -> None:
+    *_, response = exchange(port, before + sent)
+    problem = json.loads(response.body)
+    assert (response.status, problem["status"]) == (status, status)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["connection"] == "close"
+    assert response.headers["x-request-id"] == problem["request_id"]
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_broken_chunked_body_is_answered_by_the_application(tiny_weights: Path) -> None:
     with serving(Settings(weights=tiny_weights, max_batch=1)) as client:
-        address = ("127.0.0.1", client.base_url.port or 0)
-        with closing(socket.create_connection(address, timeout=10)) as connection:
-            head = b" HTTP/1.1\r\nHost: x\r\n"
-            asked = [b"HEAD /healthz", b"GET /nowhere", b"GET /static/swagger/swagger-ui-bundle.js", b"GET /readyz"]
-            connection.sendall(b"".join(path + head + b"\r\n" for path in asked[:-1]))
-            connection.sendall(asked[-1] + head + b"Connection: close\r\n\r\n")
-            answer = b"".join(iter(lambda: connection.recv(1 << 20), b""))
-    statuses = [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
-    assert statuses == [b"405", b"404", b"200", b"200"]
-    assert len(answer) > 1_000_000
+        sent = (
+            request("/predict", headers=CHUNKED + "Content-Type: image/png\r\n", method="POST") + b"3\r\nabc\r\nzz\r\n"
+        )
+        (response,) = exchange(client.base_url.port or 0, sent)
+        assert (response.status, response.headers["connection"]) == (400, "close")
+        assert "malformed-request" in response.body.decode()
+        assert 'thirtytwo_requests_total{route="/predict",status="400"} 1.0' in client.get("/metrics").text
+
+
+def test_a_request_that_cannot_be_parsed_is_logged_and_counted(
+    tiny_weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Settings(weights=tiny_weights, max_batch=1)) as client:
+        (response,) = exchange(client.base_url.port or 0, b"\x00")
+        assert 'thirtytwo_requests_total{route="unmatched",status="400"} 1.0' in client.get("/metrics").text
+    request_id = response.headers["x-request-id"]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if request_id in line]
+    assert "INFO    - unmatched 400" in line
+
+
+# Requests for another protocol
+
+
+@pytest.mark.parametrize("in_two", [False, True])
+@pytest.mark.parametrize("upgrade", [H2C, "Connection: upgrade\r\nUpgrade: websocket\r\n"])
+def test_a_request_for_an_upgrade_keeps_its_body(port: int, upgrade: str, in_two: bool) -> None:
+    inner = request("/smuggled")
+    sent = request("/a", inner, upgrade)
+    packets = [sent[: -len(inner)], inner] if in_two else [sent]
+    first, second = exchange(port, *packets, request("/b", headers=CLOSE))
+    assert (first.status, first.body) == (200, b"POST /a " + inner)
+    assert second.body == b"GET /b "
+
+
+def test_a_chunked_request_for_an_upgrade_keeps_its_body(port: int) -> None:
+    sent = request("/a", headers=H2C + CHUNKED, method="POST") + chunks(b"abc") + request("/b", headers=H2C + CLOSE)
+    assert bodies(port, sent + request("/never")) == [b"POST /a abc", b"GET /b "]
+
+
+def test_only_the_upgrade_is_taken_from_the_headers() -> None:
+    headers = [(b"connection", b"Upgrade, close, HTTP2-Settings"), (b"upgrade", b"h2c"), (b"host", b"x")]
+    assert without_upgrade(headers) == [(b"host", b"x"), (b"connection", b"close")]
+
+
+# Half-closed connections
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_half_closed_connection_gets_its_responses(port: int, count: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(request("/a", b"body") * count)
+        connection.shutdown(socket.SHUT_WR)
+        assert [response.body for response in responses(read_to_end(connection))] == [b"POST /a body"] * count
+
+
+async def slow_echo(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await asyncio.sleep(1)
+    await echo(scope, receive, send)
+
+
+def test_a_half_closed_connection_waits_for_a_slow_response() -> None:
+    with serve(slow_echo) as server, connect(port_of(server)) as connection:
+        connection.sendall(request("/a"))
+        connection.shutdown(socket.SHUT_WR)
+        *interim, final = responses(read_to_end(connection))
+    assert {response.status for response in interim} == {100}
+    assert final.body == b"GET /a "
+
+
+def test_a_client_of_http_1_0_gets_no_interim_response() -> None:
+    with serve(slow_echo) as server, connect(port_of(server)) as connection:
+        connection.sendall(b"GET /a HTTP/1.0\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert [response.status for response in responses(read_to_end(connection))] == [200]
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET /a HT", request("/a", b"body")[:-1]])
+def test_an_end_of_file_without_a_request_closes(port: int, sent: bytes) -> None:
+    with connect(port) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_to_end(connection) == b""
+
+
+async def hold(scope: Scope, receive: Receive, send: Send, left: threading.Event) -> None:
+    if scope["type"] == "lifespan":
+        await echo(scope, receive, send)
+        return
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    left.set()
+
+
+def test_a_client_that_has_left_is_no_half_closed_connection() -> None:
+    left = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await hold(scope, receive, send, left)
+
+    with serve(app) as server:
+        with connect(port_of(server)) as connection:
+            connection.sendall(request("/a"))
+            time.sleep(0.1)
+        assert left.wait(10)
+
+
+def test_a_large_response_reaches_the_client(tiny_weights: Path) -> None:
+    path = "/static/swagger/swagger-ui-bundle.js"
+    with serving(Settings(weights=tiny_weights, max_batch=1)) as client:
+        sent = request("/nowhere") + request(path) + request("/readyz", headers=CLOSE)
+        received = exchange(client.base_url.port or 0, sent)
+        size = len(client.get(path).content)
+    assert [response.status for response in received] == [404, 200, 200]
+    assert len(received[1].body) == size > 1_000_000
+
+
+def test_hundreds_of_ranges_are_ignored(client: httpx.Client) -> None:
+    ranges: Any = "bytes=" + ",".join(f"{2 * i}-{2 * i}" for i in range(500))
+    response = client.get("/static/swagger/swagger-ui-bundle.js", headers={"range": ranges})
+    assert response.status_code == 200

@@ -1,0 +1,103 @@
+"""What the connections of one process share: the ceiling of the bytes in flight, and the sweep of their timeouts."""
+
+import ctypes
+import logging
+import math
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Protocol
+
+from app.errors import RequestError
+
+SMALL_REQUEST_BYTES = 65_536
+SWEEP_S = 1.0
+SWEPT_AT_ONCE = 2_000  # connections; about a millisecond
+TRIM_BYTES = 50_000_000  # in flight, after which memory is returned to the system
+
+Headers = list[tuple[bytes, bytes]]
+
+logger = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    def check_timeouts(self, now: float) -> None:
+        """Closes the connection if one of its timeouts has passed. `now` is of the event loop's clock."""
+
+
+class InflightBytes:
+    """Bytes of requests that are not answered and of responses that are not read, over all connections.
+
+    The last eighth of the limit is for requests of up to SMALL_REQUEST_BYTES: large uploads that do not finish must not
+    shut out everybody else.
+    """
+
+    def __init__(self, limit: float = math.inf) -> None:
+        self.used = 0
+        self._limit = limit
+        self._limit_of_large = limit * 7 / 8
+        self._peak = 0
+
+    def add(self, size: int) -> None:
+        """A negative size releases."""
+        self.used += size
+        self._peak = max(self._peak, self.used)
+
+    def exceeds(self, held: int) -> bool:
+        """Whether the connection that holds `held` of the bytes is one too many."""
+        if self.used <= self._limit_of_large:
+            return False
+        others = self.used - held
+        return self.used > self._limit or (held > SMALL_REQUEST_BYTES and others > self._limit - self._limit_of_large)
+
+    def trim(self) -> None:
+        """Returns the memory after a peak. Python's and C's allocators keep what was freed in small blocks."""
+        if self._peak > TRIM_BYTES and self.used < self._peak // 4:
+            self._peak = self.used
+            threading.Thread(target=_malloc_trim, daemon=True).start()
+
+
+class Connections:
+    """Checks the timeouts of all open connections about once a second: a timer for each request costs more.
+
+    `render_error` logs and counts a request that cannot be parsed, and returns its response's headers and body.
+    """
+
+    def __init__(self, render_error: Callable[[RequestError], tuple[Headers, bytes]], limit: float = math.inf) -> None:
+        self.render_error = render_error
+        self.inflight = InflightBytes(limit)
+        self._open: set[Connection] = set()
+        self._sweeping = False
+
+    def add(self, connection: Connection, loop: AbstractEventLoop, shortest_timeout_s: float) -> None:
+        self._open.add(connection)
+        if not self._sweeping:
+            self._sweeping = True
+            self._schedule(loop, min(SWEEP_S, shortest_timeout_s / 4))
+
+    def discard(self, connection: Connection) -> None:
+        self._open.discard(connection)
+
+    def _schedule(self, loop: AbstractEventLoop, period_s: float) -> None:
+        loop.call_later(period_s, self._sweep, loop, period_s)
+
+    def _sweep(self, loop: AbstractEventLoop, period_s: float) -> None:
+        connections = list(self._open)
+        for start in range(0, len(connections), SWEPT_AT_ONCE):
+            loop.call_later(start / 1e6, _check, connections[start : start + SWEPT_AT_ONCE], loop)
+        self.inflight.trim()
+        self._sweeping = bool(connections)
+        if connections:
+            self._schedule(loop, period_s)
+
+
+def _check(connections: Iterable[Connection], loop: AbstractEventLoop) -> None:
+    now = loop.time()
+    for connection in connections:
+        connection.check_timeouts(now)
+
+
+def _malloc_trim() -> None:
+    with suppress(AttributeError, OSError):  # of glibc only
+        ctypes.CDLL(None).malloc_trim(0)
