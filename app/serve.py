@@ -53,6 +53,7 @@ def server_config(config: Settings) -> uvicorn.Config:
         server_header=False,
         http=Protocol,
         lifespan="on",
+        ws="none",
         timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]  # passed to loop.call_later
         timeout_graceful_shutdown=config.shutdown_timeout_s,  # type: ignore[arg-type]  # read by `Server`
     )

@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 
+from app.api.backlog import serve_backlog
 from app.lifecycle import Lifecycle, Phase, exit_past_threads
 from app.telemetry.log_stream import exit_process
 
@@ -79,6 +80,7 @@ class Server(uvicorn.Server):
         if self._signals:
             left_s = self._exit_at - GRACE_S - time.monotonic()
             self.config.timeout_graceful_shutdown = max(GRACE_S / 2, left_s)  # type: ignore[assignment]
+        await serve_backlog(self)
         await super().shutdown(sockets)
 
     def _begin_drain(self) -> None:

@@ -13,8 +13,10 @@ from app.api.sequential_protocol import BODY, IDLE, SequentialProtocol
 from app.errors import NotReady, QueueFull, RequestTimeout
 
 IDLE_CLOSE_DELAY_S = 0.3  # a request that was sent before its sender saw the shutdown arrives within this time
-SHUTDOWN_REJECT_S = 1.0  # after the start of the server's shutdown, which follows the drain
-SHUTDOWN_ABORT_S = 1.3
+SHUTDOWN_S = 2.0  # for open connections, if the server has no timeout
+LINGER_AT_SHUTDOWN_S = 1.0
+REJECT_S = 0.3  # before the end of that time: connections get a 503 instead of their response
+ABORT_S = 0.1  # before its end
 PROBE_S = 0.1  # until the first probe of a half-closed connection; each further one waits twice as long
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -169,18 +171,23 @@ class Protocol(SequentialProtocol):
     # Shutdown
 
     def shutdown(self) -> None:
-        """The server calls it after the drain. Nothing outlasts SHUTDOWN_ABORT_S from here on."""
+        """Called after the drain. The connection ends before uvicorn's `timeout_graceful_shutdown`."""
+        timeout_s = self.config.timeout_graceful_shutdown or SHUTDOWN_S
         self._closes_after_response = True
         if self._is_answering:
             self.cycle.keep_alive = False
-        else:
-            self.loop.call_later(IDLE_CLOSE_DELAY_S, self._close_idle)
-        self.loop.call_later(SHUTDOWN_REJECT_S, self._reject_at_shutdown)
-        self.loop.call_later(SHUTDOWN_ABORT_S, self._wire.abort)
+        self.loop.call_later(IDLE_CLOSE_DELAY_S, self._close_idle)
+        self.loop.call_later(min(LINGER_AT_SHUTDOWN_S, timeout_s - ABORT_S), self._abort_closed)
+        self.loop.call_later(timeout_s - REJECT_S, self._reject_at_shutdown)
+        self.loop.call_later(timeout_s - ABORT_S, self._wire.abort)
 
     def _close_idle(self) -> None:
-        if self._phase is IDLE and not self._is_answering and not self._buffer:
+        if not self._is_answering and not self._buffer:
             self._wire.close()
+
+    def _abort_closed(self) -> None:
+        if self._wire.is_closing():
+            self._wire.abort()
 
     def _reject_at_shutdown(self) -> None:
         if self._wire.is_closing():

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.http_protocol import Protocol
-from app.api.server import Server
+from app.server import Server
 
 TIMEOUT_S = 20
 
