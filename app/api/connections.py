@@ -13,12 +13,17 @@ from app.errors import RequestError
 
 SMALL_REQUEST_BYTES = 65_536
 SWEEP_S = 1.0
-SWEPT_AT_ONCE = 2_000  # connections; about a millisecond
+SWEPT_AT_ONCE = 100  # connections: some milliseconds if all of them are closed
 TRIM_BYTES = 50_000_000  # in flight, after which memory is returned to the system
 
 Headers = list[tuple[bytes, bytes]]
 
 logger = logging.getLogger(__name__)
+
+
+def _malloc_trim() -> None:
+    with suppress(AttributeError, OSError):  # of glibc only
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Connection(Protocol):
@@ -33,16 +38,18 @@ class InflightBytes:
     shut out everybody else.
     """
 
-    def __init__(self, limit: float = math.inf) -> None:
+    def __init__(self, limit: float = math.inf, return_memory: Callable[[], None] = _malloc_trim) -> None:
         self.used = 0
+        self._return_memory = return_memory
         self._limit = limit
         self._limit_of_large = limit * 7 / 8
-        self._peak = 0
+        self.peak = 0
+        self._last_used = 0  # at the last call of `trim`
 
     def add(self, size: int) -> None:
         """A negative size releases."""
         self.used += size
-        self._peak = max(self._peak, self.used)
+        self.peak = max(self.peak, self.used)
 
     def exceeds(self, held: int) -> bool:
         """Whether the connection that holds `held` of the bytes is one too many."""
@@ -52,10 +59,11 @@ class InflightBytes:
         return self.used > self._limit or (held > SMALL_REQUEST_BYTES and others > self._limit - self._limit_of_large)
 
     def trim(self) -> None:
-        """Returns the memory after a peak. Python's and C's allocators keep what was freed in small blocks."""
-        if self._peak > TRIM_BYTES and self.used < self._peak // 4:
-            self._peak = self.used
-            threading.Thread(target=_malloc_trim, daemon=True).start()
+        """Returns memory to the system after a peak, which the C allocator does not. Called about once a second."""
+        is_falling, self._last_used = self.used < self._last_used, self.used
+        if self.peak > TRIM_BYTES and self.used < self.peak // 4 and not is_falling:
+            self.peak = self.used
+            threading.Thread(target=self._return_memory, daemon=True).start()
 
 
 class Connections:
@@ -85,10 +93,11 @@ class Connections:
     def _sweep(self, loop: AbstractEventLoop, period_s: float) -> None:
         connections = list(self._open)
         for start in range(0, len(connections), SWEPT_AT_ONCE):
-            loop.call_later(start / 1e6, _check, connections[start : start + SWEPT_AT_ONCE], loop)
+            delay_s = period_s * start / len(connections)
+            loop.call_later(delay_s, _check, connections[start : start + SWEPT_AT_ONCE], loop)
         self.inflight.trim()
-        self._sweeping = bool(connections)
-        if connections:
+        self._sweeping = bool(connections or self.inflight.peak > TRIM_BYTES)
+        if self._sweeping:
             self._schedule(loop, period_s)
 
 
@@ -96,8 +105,3 @@ def _check(connections: Iterable[Connection], loop: AbstractEventLoop) -> None:
     now = loop.time()
     for connection in connections:
         connection.check_timeouts(now)
-
-
-def _malloc_trim() -> None:
-    with suppress(AttributeError, OSError):  # of glibc only
-        ctypes.CDLL(None).malloc_trim(0)

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
-from app.api.connections import SMALL_REQUEST_BYTES, Connections, InflightBytes
+from app.api.connections import SMALL_REQUEST_BYTES, TRIM_BYTES, Connections, InflightBytes
 from app.api.http_protocol import Protocol
 from app.api.middleware import render_without_scope
 from app.settings import Settings
@@ -37,6 +37,7 @@ from tests.support.raw_http import (
     serve,
     wait_until,
 )
+from tests.support.subprocesses import process
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 2400\r\n\r\n"
 LARGE_FILE = "/static/swagger/swagger-ui-bundle.js"
@@ -344,6 +345,40 @@ def test_the_last_eighth_is_for_small_requests() -> None:
     assert not inflight.exceeds(SMALL_REQUEST_BYTES)
     inflight.add(900_001)
     assert inflight.exceeds(1)
+
+
+def test_memory_is_returned_once_after_a_peak() -> None:
+    returned = threading.Semaphore(0)
+    inflight = InflightBytes(return_memory=returned.release)
+    inflight.add(TRIM_BYTES + 1)
+    inflight.trim()
+    inflight.add(-TRIM_BYTES)
+    inflight.trim()  # more may be released at this moment
+    assert not returned.acquire(timeout=0.1)
+    inflight.trim()
+    inflight.trim()
+    assert returned.acquire(timeout=TIMEOUT_S)
+    assert not returned.acquire(timeout=0.1)
+
+
+def test_the_memory_of_a_process_is_bounded_and_returned(tiny_weights: Path) -> None:
+    """1,000 clients offer 260 MB, each within every limit; 128 MB are allowed."""
+    head = request("/predict", headers="Content-Type: image/png\r\nContent-Length: 262000\r\n", method="POST")
+    with process(tiny_weights, "--max-held-bytes", "128000000", "--log-level", "warning") as (running, url):
+        before = resident_mb(running.pid)
+        with ExitStack() as stack:
+            for _ in range(1000):
+                connection = stack.enter_context(connect(int(url.rpartition(":")[2])))
+                connection.sendall(head)
+                connection.sendall(bytes(260_000))
+            wait_until(lambda: b'status="429"' in httpx.get(f"{url}/metrics").content)
+            assert resident_mb(running.pid) - before < 200
+            assert httpx.get(f"{url}/healthz").status_code == 200
+        wait_until(lambda: resident_mb(running.pid) - before < 50)
+
+
+def resident_mb(pid: int) -> float:
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
 
 
 def test_a_large_upload_alone_may_fill_the_limit() -> None:
