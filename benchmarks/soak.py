@@ -185,7 +185,7 @@ class Footprint(NamedTuple):
 def footprint(served: Served) -> Footprint:
     with urlopen(f"http://127.0.0.1:{served.port}/metrics", timeout=LOST_AFTER_S) as response:
         lines = response.read().decode().splitlines()
-    queue = next(line for line in lines if line.startswith("thirtytwo_queue_images "))
+    queue = next(line for line in lines if line.startswith("thirtytwo_queue_size "))
     time.sleep(0.1)  # until the connection of this question is gone
     return Footprint(served.memory_mb(), served.descriptors(), int(float(queue.split()[1])))
 

@@ -126,7 +126,7 @@ def test_workers_share_metrics_and_a_killed_one_is_replaced(tiny_weights: Path, 
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers]
         assert len(pages) == 2
         assert told("process_resident_memory_bytes") == pytest.approx(sum(pages) * PAGE, rel=0.1)
-        assert 3 < told("thirtytwo_confidence_total") <= 30
+        assert 3 < told("thirtytwo_confidence_sum_total") <= 30
         os.kill(workers[0], signal.SIGKILL)
         assert ask() == 200
         deadline = time.monotonic() + 30
@@ -136,7 +136,7 @@ def test_workers_share_metrics_and_a_killed_one_is_replaced(tiny_weights: Path, 
             time.sleep(0.2)
         before = counted()
         assert before >= 31
-        assert "thirtytwo_queue_images 0.0" in httpx.get(f"{url}/metrics").text
+        assert "thirtytwo_queue_size 0.0" in httpx.get(f"{url}/metrics").text
         running.terminate()
         running.communicate(timeout=30)
         assert running.returncode == 0

@@ -42,34 +42,49 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter("thirtytwo_requests", "Requests answered.", ["route", "status"], registry=self.registry)
+        self.requests = Counter(
+            "thirtytwo_requests", "HTTP requests by route and status.", ["route", "status"], registry=self.registry
+        )
         self.latency = Histogram(
-            "thirtytwo_request_seconds", "From head to last byte.", ["route"], buckets=SECONDS, registry=self.registry
+            "thirtytwo_request_duration_seconds",
+            "From request head to last response byte.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.queue = Gauge(
-            "thirtytwo_queue_images",
-            "Images waiting for the model.",
+            "thirtytwo_queue_size",
+            "Images that are being decoded or wait for a batch.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
+        self.queue_limit = Gauge(
+            "thirtytwo_queue_limit",
+            "Queue size at which requests are rejected.",
             multiprocess_mode="livesum",
             registry=self.registry,
         )
         self.queue_wait = Histogram(
-            "thirtytwo_queue_seconds", "Wait until the first batch.", buckets=SECONDS, registry=self.registry
+            "thirtytwo_queue_seconds",
+            "From the end of decoding to the first batch.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.decode = Histogram(
-            "thirtytwo_decode_seconds", "Decoding of a request.", buckets=SECONDS, registry=self.registry
+            "thirtytwo_decode_seconds", "Decoding of all files of a request.", buckets=SECONDS, registry=self.registry
         )
         self.batch_size = Histogram(
-            "thirtytwo_batch_images", "Images in one pass of the network.", buckets=SIZES, registry=self.registry
+            "thirtytwo_batch_size", "Images per forward pass.", buckets=SIZES, registry=self.registry
         )
         self.model = Histogram(
-            "thirtytwo_model_seconds", "One pass of the network.", buckets=SECONDS, registry=self.registry
+            "thirtytwo_inference_seconds", "Duration of one forward pass.", buckets=SECONDS, registry=self.registry
         )
         self.predictions = Counter(
-            "thirtytwo_predictions", "Images by predicted class.", ["label"], registry=self.registry
+            "thirtytwo_predictions", "Predicted images by class.", ["label"], registry=self.registry
         )
         self.confidence = Counter(
-            "thirtytwo_confidence",
-            "Probabilities of the predicted classes, added up; divided by the predictions, the mean confidence.",
+            "thirtytwo_confidence_sum",
+            "Sum of the predicted classes' probabilities; divided by the predictions: mean confidence.",
             ["label"],
             registry=self.registry,
         )
@@ -80,18 +95,18 @@ class Metrics:
             registry=self.registry,
         )
         self.rejections = Counter(
-            "thirtytwo_refused_files", "Files and requests refused, by reason.", ["reason"], registry=self.registry
+            "thirtytwo_rejections", "Rejected files and requests by problem type.", ["reason"], registry=self.registry
         )
         self.model_info = Gauge(
             "thirtytwo_model_info",
-            "1, with the model in the labels.",
+            "1; the labels name model, engine, device and precision.",
             ["name", "version", "engine", "device", "precision"],
             multiprocess_mode="livemax",
             registry=self.registry,
         )
         self.device_memory = Gauge(
             "thirtytwo_device_memory_bytes",
-            "Memory of the model's device, used by whomever, and in total; a CPU has none of its own.",
+            "Memory of the GPU: used by any process, and total; absent on a CPU.",
             ["device", "state"],
             multiprocess_mode="livemostrecent",
             registry=self.registry,

@@ -244,7 +244,7 @@ def test_a_full_queue_refuses_before_it_decodes(tiny_weights: Path, cat: bytes) 
     settings = Settings(weights=tiny_weights, max_files=400, max_queue=400, max_batch=1)
     with serving(settings, fault_injection.load(fault_injection.slow)) as client, ThreadPoolExecutor(1) as pool:
         filling = pool.submit(client.post, "/predict", files=form(*[("cat.png", cat)] * 400))
-        while "thirtytwo_queue_images 0.0" in client.get("/metrics").text:
+        while "thirtytwo_queue_size 0.0" in client.get("/metrics").text:
             time.sleep(0.01)
         for path, bad in (
             ("/predict", {"files": form(*[("a", b"?")] * 400)}),
@@ -261,7 +261,7 @@ def test_a_caller_who_leaves_frees_its_place(start: Start, cat: bytes) -> None:
         with suppress(httpx.ReadTimeout):  # or 429, while the previous request still leaves
             client.post("/predict", files=files, timeout=httpx.Timeout(5, read=0.01))
     deadline = time.monotonic() + 10
-    while "thirtytwo_queue_images 0.0" not in client.get("/metrics").text:
+    while "thirtytwo_queue_size 0.0" not in client.get("/metrics").text:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the running service with the shipped configuration, only more often."""
+"""Prometheus scrapes the running service with the shipped configuration, at a shorter interval."""
 
 import io
 import shutil
@@ -16,45 +16,48 @@ from PIL import Image
 
 from app.settings import Settings
 from tests.conftest import EXAMPLES, serving
-from tests.e2e.test_monitoring import PROMETHEUS, queries, rules
 from tests.support import fault_injection
+from tests.support.monitoring import PROMETHEUS, queries, rules, without_variables
 from tests.support.subprocesses import free_port
 
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus package is not installed")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus package is not installed"),
+]
 
 WITHIN_S = 60
 RAW = {"Inference-Header-Content-Length": "0"}
 
 
 class Monitored:
-    """The service, whose engine fails at a picture that is white all over, and the Prometheus that watches it."""
+    """A service whose engine fails on a white image, and the Prometheus that scrapes it."""
 
     def __init__(self, service: httpx.Client, prometheus: httpx.Client, stop: Callable[[], None]) -> None:
         self.service = service
         self.prometheus = prometheus
         self.stop = stop
 
-    def ask(self, path: str, **parameters: str) -> Any:
+    def query(self, path: str, **parameters: str) -> Any:
         answer = self.prometheus.get(f"/api/v1/{path}", params=parameters)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
     def rules(self) -> list[dict[str, Any]]:
-        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+        return [rule for group in self.query("rules")["groups"] for rule in group["rules"]]
 
     def alerting(self) -> set[str]:
         """Pending or firing."""
-        return {alert["labels"]["alertname"] for alert in self.ask("alerts")["alerts"]}
+        return {alert["labels"]["alertname"] for alert in self.query("alerts")["alerts"]}
 
 
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WITHIN_S
     while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold"
+        assert time.monotonic() < deadline, f"condition not met within {WITHIN_S} s"
         time.sleep(0.3)
 
 
-def answers(prometheus: httpx.Client) -> bool:
+def is_ready(prometheus: httpx.Client) -> bool:
     try:
         return prometheus.get("/-/ready").status_code == 200
     except httpx.TransportError:
@@ -80,7 +83,7 @@ def monitored(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         (folder / "config.yml").write_text(yaml.safe_dump(configuration(service.base_url.port or 0)))
         running = subprocess.Popen(["prometheus", *flags, f"--web.listen-address=127.0.0.1:{port}"])
         try:
-            until(lambda: answers(prometheus))
+            until(lambda: is_ready(prometheus))
             yield Monitored(service, prometheus, service_stack.close)
         finally:
             running.terminate()
@@ -93,17 +96,15 @@ def white() -> bytes:
     return buffer.getvalue()
 
 
-def test_the_shipped_rules_load_and_a_healthy_service_is_silent(monitored: Monitored, cat: bytes) -> None:
+def test_rules_load_and_stay_silent_for_a_healthy_service(monitored: Monitored, cat: bytes) -> None:
     monitored.service.post("/predict", content=cat, headers={"content-type": "image/png"})
     until(lambda: {rule["health"] for rule in monitored.rules()} == {"ok"})
-    assert [rule["name"] for rule in monitored.rules()] == [rule["alert"] for rule in rules]
-    until(lambda: [target["health"] for target in monitored.ask("targets")["activeTargets"]] == ["up"])
-    until(lambda: monitored.alerting() == set())  # before the first scrape, none answers
+    assert [rule["name"] for rule in monitored.rules()] == [rule["alert"] for rule in rules()]
+    until(lambda: [target["health"] for target in monitored.query("targets")["activeTargets"]] == ["up"])
+    until(lambda: monitored.alerting() == set())  # before the first scrape, ThirtytwoDown is pending
 
 
-def test_errors_and_bad_files_alert_and_every_panel_has_its_data(monitored: Monitored, cat: bytes) -> None:
-    """Under /v2 as at /predict."""
-
+def test_failures_raise_alerts_and_panels_have_data(monitored: Monitored, cat: bytes) -> None:
     def alerted() -> bool:
         monitored.service.post("/v2/models/tiny_image/infer", content=white(), headers=RAW)
         monitored.service.post("/v2/models/tiny_image/infer", content=b"no picture", headers=RAW)
@@ -115,19 +116,18 @@ def test_errors_and_bad_files_alert_and_every_panel_has_its_data(monitored: Moni
 
     def shown() -> bool:
         monitored.service.post("/predict", files=pictures)
-        return all(finite(monitored, query) or "device_memory" in query for query in queries)
+        return all(finite(monitored, query) or "device_memory" in query for query in queries())
 
     until(shown)
-    assert monitored.ask("label/instance/values", **{"match[]": "thirtytwo_model_info"}) != []
+    assert monitored.query("label/instance/values", **{"match[]": "thirtytwo_model_info"}) != []
 
 
 def finite(monitored: Monitored, query: str) -> bool:
-    """Whether the panel's query has an answer with a number in it."""
-    plain = query.replace("$__rate_interval", "1m").replace("$instance", ".*")
-    results = monitored.ask("query", query=plain)["result"]
+    """Whether the panel's query returns at least one number."""
+    results = monitored.query("query", query=without_variables(query, "1m"))["result"]
     return any(float(result["value"][1]) == float(result["value"][1]) for result in results)
 
 
-def test_a_service_that_is_gone_alerts(monitored: Monitored) -> None:
+def test_stopped_service_raises_an_alert(monitored: Monitored) -> None:
     monitored.stop()
     until(lambda: "ThirtytwoDown" in monitored.alerting())

@@ -49,7 +49,7 @@ ENVIRONMENT = {
 NODE = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
 CALLERS = 8
 
-SPENT = re.compile(r'^thirtytwo_request_seconds_sum{route="/predict"} (\S+)', re.MULTILINE)
+SPENT = re.compile(r'^thirtytwo_request_duration_seconds_sum{route="/predict"} (\S+)', re.MULTILINE)
 
 Process = tuple[str, int]
 Ask = dict[str, Any]
@@ -195,7 +195,11 @@ def answering(url: str, cat: bytes) -> int:
         list(pool.map(lambda _: predict(url, cat), range(4 * CALLERS)))
     metrics = [httpx.get(f"{url}/metrics", timeout=60).text for _ in range(16)]
     return len(
-        {spent for text in metrics for spent in re.findall(r'request_seconds_sum{route="/predict"} (\S+)', text)}
+        {
+            spent
+            for text in metrics
+            for spent in re.findall(r'request_duration_seconds_sum{route="/predict"} (\S+)', text)
+        }
     )
 
 

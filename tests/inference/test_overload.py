@@ -36,7 +36,7 @@ def ask(client: httpx.Client, cat: bytes, images: int) -> httpx.Response:
 
 
 def waiting(client: httpx.Client) -> float:
-    return float(re.search(r"^thirtytwo_queue_images (\S+)$", client.get("/metrics").text, re.MULTILINE)[1])
+    return float(re.search(r"^thirtytwo_queue_size (\S+)$", client.get("/metrics").text, re.MULTILINE)[1])
 
 
 def test_who_comes_back_when_told_finds_room(service: httpx.Client, cat: bytes) -> None:

@@ -240,7 +240,7 @@ def test_a_caller_who_leaves_frees_its_place(start: Start) -> None:
         with suppress(httpx.ReadTimeout):  # or 429, while the previous request still leaves
             client.post(IMAGE, **with_files([FILES[0]] * 400), timeout=httpx.Timeout(5, read=0.01))
     deadline = time.monotonic() + 10
-    while "thirtytwo_queue_images 0.0" not in client.get("/metrics").text:
+    while "thirtytwo_queue_size 0.0" not in client.get("/metrics").text:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -59,7 +59,7 @@ def test_requests_are_counted_by_route_and_status(start: Start, cat: bytes) -> N
         ("/static/{path}", "404"): 1,
         ("unmatched", "404"): 1,
     }
-    assert read(client, "thirtytwo_request_seconds_count")[("/predict",)] == 2
+    assert read(client, "thirtytwo_request_duration_seconds_count")[("/predict",)] == 2
 
 
 def test_a_route_has_the_same_name_behind_a_root_path(start: Start, cat: bytes) -> None:
@@ -73,13 +73,13 @@ def test_every_class_has_a_count_from_the_start(start: Start) -> None:
     client = start()
     nothing = {(label,): 0.0 for label in CLASSES}
     assert read(client, "thirtytwo_predictions_total") == nothing
-    assert read(client, "thirtytwo_confidence_total") == nothing
+    assert read(client, "thirtytwo_confidence_sum_total") == nothing
 
 
 def test_pictures_and_their_confidence_are_counted_by_predicted_class(start: Start) -> None:
     client = start(max_batch=4)
     predictions = client.post("/predict", files=form(*PICTURES)).json()["predictions"]
-    counts, confidences = read(client, "thirtytwo_predictions_total"), read(client, "thirtytwo_confidence_total")
+    counts, confidences = read(client, "thirtytwo_predictions_total"), read(client, "thirtytwo_confidence_sum_total")
     for label in CLASSES:
         of_it = [prediction["confidence"] for prediction in predictions if prediction["label"] == label]
         assert counts[(label,)] == len(of_it)
@@ -95,10 +95,10 @@ def test_each_step_of_a_request_is_timed(start: Start, cat: bytes) -> None:
         steps = re.fullmatch(r"decode;dur=([\d.]+), queue;dur=([\d.]+), model;dur=([\d.]+)", timing)
         assert all(float(ms) > 0 for ms in steps.groups())
     client.post("/v2/models/tiny_image/infer", content=cat, headers=RAW)
-    for name in ("decode_seconds", "queue_seconds", "model_seconds", "batch_images"):
+    for name in ("decode_seconds", "queue_seconds", "inference_seconds", "batch_size"):
         assert read(client, f"thirtytwo_{name}_count") == {(): 6}
-    assert read(client, "thirtytwo_batch_images_sum") == {(): 16}
-    assert read(client, "thirtytwo_queue_images") == {(): 0}
+    assert read(client, "thirtytwo_batch_size_sum") == {(): 16}
+    assert read(client, "thirtytwo_queue_size") == {(): 0}
 
 
 def test_refusals_are_counted_by_reason(start: Start, cat: bytes) -> None:
@@ -109,7 +109,7 @@ def test_refusals_are_counted_by_reason(start: Start, cat: bytes) -> None:
     client.post("/predict", files=form(cat, cat, cat))
     client.post("/v2/models/tiny_image/infer", content=b"x", headers=RAW)
     client.post("/v2/models/tiny/infer", content=b"{}")
-    assert read(client, "thirtytwo_refused_files_total") == {
+    assert read(client, "thirtytwo_rejections_total") == {
         ("unsupported-image",): 2,
         ("invalid-parameter",): 1,
         ("too-large",): 1,
@@ -150,3 +150,8 @@ def test_memory_is_that_of_the_device_and_of_the_process(client: httpx.Client, t
     assert resident > 50e6
     with serving(Settings(weights=tiny_weights, max_batch=16), load_with_memory) as on_gpu:
         assert read(on_gpu, "thirtytwo_device_memory_bytes") == {("cuda:0", "used"): 3e9, ("cuda:0", "total"): 24e9}
+
+
+@pytest.mark.parametrize("limit", [256, 4096])
+def test_queue_limit_is_exported(start: Start, limit: int) -> None:
+    assert read(start(max_queue=limit), "thirtytwo_queue_limit") == {(): limit}

@@ -1,0 +1,41 @@
+"""The shipped alert rules, dashboard and Prometheus configuration, parsed once."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PROMETHEUS = DEPLOY / "prometheus"
+GRAFANA = DEPLOY / "grafana"
+
+
+@cache
+def dashboard() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "thirtytwo.json").read_text())
+    return content
+
+
+@cache
+def rules() -> list[dict[str, Any]]:
+    """Every alert rule, in file order."""
+    groups = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+@cache
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+@cache
+def queries() -> list[str]:
+    """The PromQL of every panel, with Grafana's variables."""
+    return [target["expr"] for panel in panels() for target in panel["targets"]]
+
+
+def without_variables(query: str, interval: str = "5m") -> str:
+    """A panel's query as Prometheus accepts it, over all instances."""
+    return query.replace("$__rate_interval", interval).replace("$instance", ".*")
