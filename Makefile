@@ -1,81 +1,111 @@
-# Each target sets up .venv by itself and does nothing twice.
+# Each target creates .venv as needed. An up-to-date .venv is not touched.
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
-HOST ?= 0.0.0.0
+HOST ?= 127.0.0.1
 PORT ?= 8000
 DATA ?= data
 NAME ?= cifar10
+RECIPE ?=
 ARGS ?=
+VARIANT ?= cuda
+# Not empty: the service gets torch, which it needs on a GPU. By default it does where an NVIDIA driver is present.
+GPU ?= $(if $(wildcard /proc/driver/nvidia/version /usr/lib/wsl/lib/libcuda.so.1)$(shell command -v nvidia-smi),1)
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/$(INSTALL) --constraint constraints.txt
+IMAGE = thirtytwo:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+FAST := not slow and not e2e and not browser and not cluster
 
-.PHONY: help serve train evaluate test lint docs screenshot bench soak overload fuzz audit clean
-help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+.PHONY: help serve train evaluate test test-fast test-lowest lint docs screenshot bench soak overload fuzz image audit clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
 
-serve: .venv/serve  ## serve the bundled weights on PORT (8000) and HOST (0.0.0.0); ARGS="..." is passed on
+serve: .venv/$(if $(GPU),cuda,serve)  ## serve the bundled weights on HOST (127.0.0.1) and PORT (8000); passes ARGS="..."
 	$(BIN)/python -m app --host $(HOST) --port $(PORT) $(ARGS)
 
-train: .venv/train  ## train on DATA and write weights/NAME.safetensors; ARGS="..." is passed on
-	$(BIN)/python -m training.train --data $(DATA) --out weights/$(NAME).safetensors $(ARGS)
+train: .venv/train  ## train on DATA and write weights/NAME.safetensors; RECIPE=cifar10 names a recipe; passes ARGS="..."
+	$(BIN)/python -m training.train --data $(DATA) --out weights/$(NAME).safetensors \
+		$(if $(RECIPE),--recipe $(RECIPE)) $(ARGS)
 
-evaluate: .venv/train  ## measure the bundled weights on DATA; ARGS="..." is passed on
+evaluate: .venv/train  ## evaluate the bundled weights on DATA; passes ARGS="..."
 	$(BIN)/python -m training.evaluate --data $(DATA) $(ARGS)
 
-test: .venv/dev  ## the whole test suite; ARGS="..." is passed to pytest
+test: .venv/test  ## run all tests; passes ARGS="..." to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/dev  ## formatting, style, types and the direction of imports
+test-fast: .venv/dev  ## run the unmarked tests, in under a minute; passes ARGS="..." to pytest
+	$(BIN)/python -m pytest --no-cov -m "$(FAST)" $(ARGS)
+
+test-lowest: .venv-lowest/dev  ## run the unmarked tests on the lowest allowed versions; passes ARGS="..." to pytest
+	.venv-lowest/bin/python -m pytest --no-cov -m "$(FAST)" $(ARGS)
+
+lint: .venv/dev  ## check format, style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: .venv/serve  ## write the table of settings into the README
+docs: .venv/serve  ## write the settings table into docs/configuration.md
 	$(BIN)/python -m scripts.settings_table
 
-screenshot: .venv/dev  ## take the README's picture of the page anew; needs chromium
+screenshot: .venv/test  ## take the README's screenshot; needs Chromium
 	$(BIN)/python -m scripts.screenshot
 
-bench: .venv/train  ## the serving benchmark; ARGS="--data folder" takes CIFAR-10's own pictures
+bench: .venv/$(if $(findstring --data,$(ARGS)),train,serve)  ## run the serving benchmark; ARGS="--data FOLDER" uses CIFAR-10's images
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
-soak: .venv/train  ## two minutes of mixed traffic; ARGS="--minutes 60" for an hour; fails where a request is lost
+soak: .venv/serve  ## send two minutes of mixed traffic, ARGS="--minutes 60" an hour; fails on lost requests and leaks
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-overload: .venv/train  ## four times what the service can do, for a minute; fails where a promise breaks
+overload: .venv/serve  ## offer four times the peak load for a minute; fails on lost requests and low goodput
 	$(BIN)/python -m benchmarks.overload $(ARGS)
 
-fuzz: .venv/dev  ## tens of thousands of hostile inputs to the decoder, the upload parser and the whole API
+fuzz: .venv/test  ## send tens of thousands of hostile inputs to the decoder, the upload parser and the API
 	$(BIN)/python -m tests.fuzz.decoding -runs=50000 -max_len=4096 -print_final_stats=1
 	$(BIN)/python -m pytest --no-cov --hypothesis-profile=long --timeout=3600 tests/api/test_uploads.py
 	$(BIN)/python -m tests.fuzz.api --max-examples=1000
 
-audit: .venv/audit  ## look the pinned versions up in PyPI's advisories; says so where none can be reached
+image:  ## build the image; VARIANT=cpu leaves torch out
+	docker build --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(lastword $(subst :, ,$(IMAGE))) \
+		--build-arg REVISION=$(shell git rev-parse HEAD) --tag $(IMAGE)$(if $(filter cpu,$(VARIANT)),-cpu) $(ARGS) .
+
+audit: .venv/audit  ## look up the pinned versions in PyPI's advisories
 	$(BIN)/python .ci/audit.py
 
-clean:  ## remove .venv and caches
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .coverage
+clean:  ## remove virtual environments and caches
+	rm -rf .venv .venv-lowest build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .coverage
 
-.venv/python:
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name another one with PYTHON=..." >&2; exit 2; }
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed.")'
-	$(PYTHON) -m venv .venv
+%/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is required; PYTHON=... names one." >&2; exit 2; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required.")'
+	$(PYTHON) -m venv $*
 	@touch $@
 
 .venv/serve: .venv/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
+.venv/cuda: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[cuda]'
+	@touch $@ .venv/serve
+
 .venv/train: .venv/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[train]'
-	@touch $@ .venv/serve
+	@touch $@ .venv/cuda .venv/serve
 
 .venv/dev: .venv/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
-	@touch $@ .venv/train .venv/serve
+	@touch $@ .venv/train .venv/cuda .venv/serve
+
+.venv/test: .venv/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev,e2e,deploy,fuzz]'
+	@touch $@ .venv/dev .venv/train .venv/cuda .venv/serve
 
 .venv/audit: .venv/python pyproject.toml constraints.txt
 	$(PIP) 'pip-audit>=2.7'
+	@touch $@
+
+.venv-lowest/dev: .venv-lowest/python pyproject.toml constraints-lowest.txt
+	.venv-lowest/bin/$(INSTALL) --constraint constraints-lowest.txt --editable '.[dev]'
 	@touch $@

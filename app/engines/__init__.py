@@ -17,6 +17,8 @@ __all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "verify_ref
 # Largest allowed difference from a reference probability, by precision.
 TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
 
+NO_TORCH = "The torch engine is not installed; it is the extra 'cuda': pip install '.[cuda]'."
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,6 +43,8 @@ def load(
         except WeightsError as error:
             if name == "openvino":
                 raise
+            if find_spec("torch") is None:
+                raise WeightsError(f"{error} {NO_TORCH}") from error
             logger.warning("falling back to torch: %s", error)
     return _load("torch", weights, device, threads, precision, early_exit)
 
@@ -110,7 +114,7 @@ def _load_openvino(weights: Weights, device: str, threads: int, precision: str) 
 
 def _load_torch(weights: Weights, device: str, threads: int, precision: str) -> Engine:
     if find_spec("torch") is None:
-        raise WeightsError("Only the torch engine supports this, and torch is not installed.")
+        raise WeightsError(NO_TORCH)
     from app.engines.pytorch import TorchEngine
 
     return TorchEngine(weights, device, threads, precision)
