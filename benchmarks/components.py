@@ -1,109 +1,155 @@
-"""CPU time of each part of a request's way, beside what it took the place of.
+"""What the components of a request cost alone, in this process.
 
 python -m benchmarks.components
 """
 
+import argparse
 import asyncio
-import io
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
-from fastapi import FastAPI, Request
-from pydantic_core import to_json
-from starlette.types import ASGIApp, Message, Scope
+import numpy as np
+import uvloop
 
-from app.model.preprocessing import decode
+from app import engines
+from app.api.uploads import FormParser
+from app.inference.batcher import Batcher
+from app.inference.queue import RequestQueue
+from app.model import weights
+from app.model.preprocessing import Limits, decode
 from app.settings import Settings
-from app.telemetry.logs import AccessLog
-from benchmarks.bare_asgi import app as hello
-from benchmarks.client import form
-from benchmarks.serving import LIMITS, parse, per_call_us, pictures
+from benchmarks import throughput
+from benchmarks.payloads import File, form, image_files
 
-SETTINGS = Settings()
-FILE = pictures(None, 1)[0]
-BODY = form([FILE]).partition(b"\r\n\r\n")[2]
-SCOPE: Scope = {
-    "type": "http",
-    "asgi": {"version": "3.0"},
-    "http_version": "1.1",
-    "method": "POST",
-    "path": "/",
-    "raw_path": b"/",
-    "query_string": b"",
-    "root_path": "",
-    "scheme": "http",
-    "headers": [
-        (b"content-type", b"multipart/form-data; boundary=BOUNDARY"),
-        (b"content-length", str(len(BODY)).encode()),
-    ],
-}
+LIMITS = Limits(32, 10_000_000)
+BATCH_SIZES = (1, 8, 32, 64, 128)
 
 
-async def receive() -> Message:
-    return {"type": "http.request", "body": BODY, "more_body": False}
+class ComponentCosts(NamedTuple):
+    """CPU time in microseconds per call; wall time where named so; images/s by batch size."""
+
+    parse_us: float
+    decode_us: float
+    cold_latency_us: float  # wall time of one image in the network after a pause
+    hand_over_us: float  # wall time from the event loop to an inference thread and back, after a pause
+    engine: str
+    precision: str
+    throughput: dict[int, float]  # of one call that uses all cores
+    concurrent_throughput: dict[int, float]  # of one call per stream, added up
+
+    @property
+    def peak_throughput(self) -> float:
+        return max(*self.throughput.values(), *self.concurrent_throughput.values())
 
 
-async def send(_: Message) -> None:
-    pass
+def component_costs(files: list[File], seconds: float = 2.0) -> ComponentCosts:
+    """`seconds` for each batch size of the network."""
+    bodies = [form([file]).partition(b"\r\n\r\n")[2] for file in files]
+    settings = Settings()
+    engine = engines.load(weights.load(settings.weights), "cpu")
+    image = np.zeros((1, LIMITS.size, LIMITS.size, 3), np.uint8)
+
+    async def infer() -> None:
+        engine(image)
+
+    return ComponentCosts(
+        cpu_us(lambda i: _parse(bodies[i % len(bodies)], settings)),
+        cpu_us(lambda i: decode(files[i % len(files)][1], LIMITS)),
+        uvloop.run(_cold_latency_us(infer)),
+        uvloop.run(_hand_over_us()),
+        engine.name,
+        engine.precision,
+        throughput.measure(engine, LIMITS.size, BATCH_SIZES, seconds),
+        _concurrent_throughput(engine, seconds),
+    )
 
 
-async def per_await_us(work: Callable[[], Awaitable[object]], seconds: float = 0.5) -> float:
-    """Microseconds of CPU of all threads a call, the best of three tries."""
+def cpu_us(call: Callable[[int], object], seconds: float = 0.5, repeats: int = 3) -> float:
+    """CPU time of all threads per call in microseconds; the best of the repeats, `seconds` in all."""
     best = float("inf")
-    for _ in range(3):
-        await work()
-        begun, calls = time.process_time(), 0
-        while time.process_time() - begun < seconds / 3:
-            await work()
+    for _ in range(repeats):
+        call(0)
+        start, calls = time.process_time(), 0
+        while time.process_time() - start < seconds / repeats:
+            call(calls)
             calls += 1
-        best = min(best, (time.process_time() - begun) / calls * 1e6)
+        best = min(best, (time.process_time() - start) / calls * 1e6)
     return best
 
 
-def asked(app: ASGIApp) -> Callable[[], Awaitable[object]]:
-    return lambda: app({**SCOPE, "state": {}}, receive, send)
+def _parse(body: bytes, settings: Settings) -> None:
+    parser = FormParser("BOUNDARY", settings)
+    parser.feed(body)
+    parser.close()
 
 
-def framework() -> FastAPI:
-    api = FastAPI()
-
-    @api.post("/")
-    async def predict(request: Request) -> dict[str, int]:
-        return {"bytes": len(await request.body())}
-
-    return api
-
-
-def log_line() -> Callable[[int], object]:
-    logger = logging.Logger("lines")
-    logger.addHandler(logging.StreamHandler(io.StringIO()))
-    return lambda i: logger.info("%s %s %s", "POST", "/predict", 200)
+async def _cold_latency_us(call: Callable[[], Awaitable[None]], repeats: int = 500, pause_s: float = 0.001) -> float:
+    """Median wall time of a call after a pause, in microseconds."""
+    latencies = []
+    for _ in range(repeats):
+        await asyncio.sleep(pause_s)
+        start = time.perf_counter()
+        await call()
+        latencies.append(time.perf_counter() - start)
+    return median(latencies) * 1e6
 
 
-async def table() -> list[tuple[str, float, str, float]]:
-    loop, log = asyncio.get_running_loop(), AccessLog("text", io.StringIO())
-    hop = ThreadPoolExecutor(1)
-    top = [{"label": "cat", "probability": 0.9} for _ in range(3)]
-    answer = {"model": {"name": "cifar10", "version": "0"}, "predictions": [{"filename": "a", "top": top}]}
-    return [
-        ("a bare ASGI response", await per_await_us(asked(hello)),
-         "FastAPI's route with a body and a model", await per_await_us(asked(framework()))),
-        ("form parser", per_call_us(lambda i: parse(BODY, SETTINGS)),
-         "", 0.0),
-        ("decoding where the request is", per_call_us(lambda i: decode(FILE[1], LIMITS)),
-         "in a thread", await per_await_us(lambda: loop.run_in_executor(hop, decode, FILE[1], LIMITS))),
-        ("our line in the log, buffered", per_call_us(lambda i: log.add("POST", "/predict", 200, 0.1, "id")),
-         "logging's", per_call_us(log_line())),
-        ("the answer's JSON", per_call_us(lambda i: to_json(answer)), "", 0.0),
-    ]  # fmt: skip
+async def _hand_over_us() -> float:
+    """The batcher with a model that returns its input."""
+    batcher: Batcher[int, int] = Batcher(lambda items, exclusive: items, [1], RequestQueue(1))
+    batcher.start()
+
+    async def submit() -> None:
+        with batcher.queue.reserve(1) as reservation:
+            await batcher.submit([0], reservation)
+
+    try:
+        return await _cold_latency_us(submit)
+    finally:
+        batcher.close(0)
+
+
+def _concurrent_throughput(engine: engines.Engine, seconds: float) -> dict[int, float]:
+    call = partial(engine, exclusive=engine.streams == 1)
+    with ThreadPoolExecutor(engine.streams) as pool:
+        futures = [
+            pool.submit(throughput.measure, call, LIMITS.size, BATCH_SIZES, seconds) for _ in range(engine.streams)
+        ]
+        rates = [future.result() for future in futures]
+    return {size: sum(rate[size] for rate in rates) for size in BATCH_SIZES}
+
+
+def table(costs: ComponentCosts) -> str:
+    """Markdown."""
+    rows = [
+        "| component | us |",
+        "| --- | ---: |",
+        f"| form parser, CPU | {costs.parse_us:.1f} |",
+        f"| decoding, CPU | {costs.decode_us:.1f} |",
+        f"| network, one image after a pause | {costs.cold_latency_us:.0f} |",
+        f"| event loop to inference thread and back | {costs.hand_over_us:.0f} |",
+        "",
+        f"| {costs.engine} in {costs.precision}, batch | images/s | images/s, one call per stream |",
+        "| ---: | ---: | ---: |",
+    ]
+    rows += [
+        f"| {size} | {rate:.0f} | {costs.concurrent_throughput[size]:.0f} |" for size, rate in costs.throughput.items()
+    ]
+    return "\n".join(rows)
 
 
 def main() -> None:
-    print("| part | us | in place of | us |\n| --- | ---: | --- | ---: |")
-    for ours, us, theirs, theirs_us in asyncio.run(table()):
-        print(f"| {ours} | {us:.1f} | {theirs} | {theirs_us or '':{'.1f' if theirs_us else ''}} |")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.components", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--data", type=Path, help="CIFAR-10 folder with the images [the examples]")
+    arguments = parser.parse_args()
+    print(table(component_costs(image_files(arguments.data))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The network exclusive on each engine and precision, by threads and batch size, and its accuracy where data is given.
+"""Throughput of each engine and precision by threads and batch size; test accuracy where data is given.
 
 python -m benchmarks.engines --data folder-of-cifar-10
 """
@@ -8,33 +8,46 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from app import engines
-from app.errors import WeightsError
+from app.errors import ThirtytwoError
 from app.model import weights
 from app.settings import Settings
 from benchmarks import throughput
-from benchmarks.serving import LIMITS, ROOT, SIZES
-from training import data as folders
-from training import metrics
+from benchmarks.components import BATCH_SIZES, LIMITS
+from benchmarks.server_process import ROOT
 
-ENGINES = (("openvino", "int8"), ("openvino", "bfloat16"), ("openvino", "float32"), ("torch", "bfloat16"),
-           ("torch", "float32"))  # fmt: skip
-HEAD = f"| engine | precision | threads | {' | '.join(f'batch {size}' for size in SIZES)} | test accuracy |"
+ENGINES = (
+    ("openvino", "int8"),
+    ("openvino", "bfloat16"),
+    ("openvino", "float32"),
+    ("torch", "bfloat16"),
+    ("torch", "float32"),
+)
+HEAD = (
+    f"| engine | precision | threads | {' | '.join(f'batch {size}' for size in BATCH_SIZES)} | test accuracy |\n"
+    f"| --- | --- | ---: |{' ---: |' * (len(BATCH_SIZES) + 1)}"
+)
 
 
 def row(name: str, precision: str, threads: int, data: Path | None) -> str:
-    """One line of the table: images a second at each batch size."""
+    """Images/s at each batch size, in Markdown."""
     try:
-        run = engines.load(weights.load(Settings().weights), "cpu", threads, name, precision)
-    except WeightsError as error:
-        return f"| {name} | {precision} | {threads} |{' |' * len(SIZES)} {error} |"
-    speeds = " | ".join(f"{rate:.0f}" for rate in throughput.measure(run, LIMITS.size, SIZES).values())
-    return f"| {name} | {precision} | {threads} | {speeds} | {_accuracy(run, data) if data else ''} |"
+        engine = engines.load(weights.load(Settings().weights), "cpu", threads, name, precision)
+    except ThirtytwoError as error:
+        return f"| {name} | {precision} | {threads} |{' |' * len(BATCH_SIZES)} {error} |"
+    rates = " | ".join(f"{rate:.0f}" for rate in throughput.measure(engine, LIMITS.size, BATCH_SIZES).values())
+    return f"| {name} | {precision} | {threads} | {rates} | {f'{_accuracy(engine, data):.2%}' if data else ''} |"
 
 
-def _accuracy(run: engines.Engine, folder: Path) -> str:
-    test = folders.load(folder, LIMITS.size, ["test"]).test
-    return f"{metrics.accuracy(metrics.predict(run, test.images), test.labels):.2%}"
+def _accuracy(engine: engines.Engine, folder: Path, batch: int = 256) -> float:
+    from training import data  # needs torch, as the rest does not
+
+    test = data.load(folder, LIMITS.size, ["test"]).test
+    images, labels = test.images.numpy(), test.labels.numpy()
+    predicted = [engine(images[i : i + batch]).probabilities.argmax(1) for i in range(0, len(images), batch)]
+    return float((np.concatenate(predicted) == labels).mean())
 
 
 def main() -> None:
@@ -46,12 +59,13 @@ def main() -> None:
         name, precision, threads = arguments.row
         print(row(name, precision, int(threads), arguments.data), flush=True)
         return
-    print(HEAD, "| --- | --- | ---: |" + " ---: |" * (len(SIZES) + 1), sep="\n", flush=True)
-    own = [sys.executable, "-m", "benchmarks.engines", *(["--data", str(arguments.data)] if arguments.data else [])]
+    print(HEAD, flush=True)
+    command = [sys.executable, "-m", "benchmarks.engines"]
+    data = ["--data", str(arguments.data)] if arguments.data else []
     for name, precision in ENGINES:
         for threads in (1, 2):
-            accuracy = own if threads == 2 else own[:3]
-            subprocess.run([*accuracy, "--row", name, precision, str(threads)], cwd=ROOT, check=True)
+            accuracy = data if threads == 2 else []  # it does not depend on the threads
+            subprocess.run([*command, *accuracy, "--row", name, precision, str(threads)], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.ray_replicas`: one and two replicas on Ray Serve, beside the plain service, in one run.
+"""One and two replicas on Ray Serve beside the plain service, in one run. Needs the extra `ray`.
 
-Needs the extra `ray`. Everything stays on loopback and shares the cores of this machine with the load.
+python -m benchmarks.ray_replicas
 """
 
 import argparse
@@ -8,37 +8,32 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import uvloop
 
 from app.settings import Settings
-from benchmarks.client import Run, closed_loop, form
-from benchmarks.serving import CONCURRENCY, MANY, ROOT, pictures, process, service
+from benchmarks.load import closed_loop
+from benchmarks.payloads import IMAGES_PER_BULK_REQUEST, File, forms, image_files
+from benchmarks.server_process import ROOT, running, service
 
-os.environ |= {
+LOADS = ((1, 1), (1, 16), (1, 64), (IMAGES_PER_BULK_REQUEST, 16))  # images per request, connections
+ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the home folder
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps every port on loopback; read when ray is imported
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps every port on loopback
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONPATH": str(ROOT),
 }
-
-import ray
-from ray import serve
-
-from deploy.ray_serve import replicas
-
-
-class Load(NamedTuple):
-    """So many connections, each of which sends its next request as soon as the last is answered."""
-
-    images: int
-    concurrency: int
-    requests: list[bytes]
+HEAD = (
+    "| server | images per request | connections | requests/s | images/s | p50 ms | p99 ms | rejected | failed |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
 
 
 @contextmanager
 def cluster(port: int) -> Iterator[None]:
+    import ray  # reads ENVIRONMENT when it is imported
+    from ray import serve
+
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
@@ -48,41 +43,53 @@ def cluster(port: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def loads(files: list[tuple[str, bytes]]) -> list[Load]:
-    ones = [form([file]) for file in files]
-    manies = [form(files[i : i + MANY]) for i in range(0, len(files), MANY)]
-    return [Load(1, concurrency, ones) for concurrency in CONCURRENCY] + [Load(MANY, 16, manies)]
+def start_replicas(count: int) -> None:
+    from ray import serve
+
+    from deploy.ray_serve import replicas
+
+    serve.run(replicas(Settings(), num_replicas=count, autoscaling_config=None))
 
 
-def measure(what: str, port: int, load: Load, seconds: float) -> None:
-    run: Run = uvloop.run(closed_loop(port, load.requests, load.concurrency, seconds, warm_up_s=seconds))
-    refused = run.statuses.total() - run.statuses[200]
-    print(
-        f"| {what} | {load.images} | {load.concurrency} | {run.rate:.0f} | {run.rate * load.images:.0f} | "
-        f"{run.percentile(0.5):.1f} | {run.percentile(0.99):.1f} | {refused} | {run.failures} |",
-        flush=True,
-    )
+class Run:
+    """Measures every load on one address; `seconds` of each, after as long a warm-up."""
+
+    def __init__(self, files: list[File], port: int, seconds: float) -> None:
+        self._requests = {1: forms(files), IMAGES_PER_BULK_REQUEST: forms(files, IMAGES_PER_BULK_REQUEST)}
+        self._port = port
+        self._seconds = seconds
+
+    def print_rows(self, server: str) -> None:
+        for images, connections in LOADS:
+            print(self._row(server, images, connections), flush=True)
+
+    def _row(self, server: str, images: int, connections: int) -> str:
+        loop = closed_loop(self._port, self._requests[images], connections, self._seconds, warm_up_s=self._seconds)
+        result = uvloop.run(loop)
+        return (
+            f"| {server} | {images} | {connections} | {result.rate:.0f} | {result.rate * images:.0f} | "
+            f"{result.percentile_ms(0.5):.1f} | {result.percentile_ms(0.99):.1f} | "
+            f"{result.statuses.total() - result.statuses[200]} | {result.failures} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ray_replicas", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, help="CIFAR-10 folder to take pictures from [the examples]")
+    parser.add_argument("--data", type=Path, help="CIFAR-10 folder with the images [the examples]")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, after as long a warm-up [4]")
     parser.add_argument("--port", type=int, default=18099)
     arguments = parser.parse_args()
-    every = loads(pictures(arguments.data))
-    print("| served by | images a request | connections | requests/s | images/s | p50 ms | p99 ms | refused | failed |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    with process(service(arguments.port), arguments.port, "/readyz"):
-        for load in every:
-            measure("the plain service", arguments.port, load, arguments.seconds)
+    os.environ |= ENVIRONMENT
+    run = Run(image_files(arguments.data), arguments.port, arguments.seconds)
+    print(HEAD)
+    with running(service(arguments.port), arguments.port):
+        run.print_rows("plain service")
     with cluster(arguments.port):
         for count in (1, 2):
-            serve.run(replicas(Settings(), num_replicas=count, autoscaling_config=None))
-            for load in every:
-                measure(f"Ray Serve, {count} of 1 CPU", arguments.port, load, arguments.seconds)
+            start_replicas(count)
+            run.print_rows(f"Ray Serve, {count} replica{'s' * (count > 1)} of 1 CPU")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Schemathesis over the service's own OpenAPI: `python -m tests.fuzz.api --max-examples 1000`; flags are its own."""
+"""Schemathesis on the service's OpenAPI schema: `python -m tests.fuzz.api --max-examples 1000`; flags are its own."""
 
 import subprocess
 import sys
 
-from benchmarks.serving import process, service
+from benchmarks.server_process import running, service
 
 PORT = 18096
 CHECKS = (
@@ -18,13 +18,13 @@ CHECKS = (
 
 
 def fuzz(url: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """A round over all that the schema describes; what is undocumented or a 5xx fails it."""
+    """Requests to every operation; a 5xx or an undocumented response fails the run."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS)]
     return subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
 
 
 def main() -> None:
-    with process(service(PORT), PORT, "/readyz"):
+    with running(service(PORT), PORT):
         ended = fuzz(f"http://127.0.0.1:{PORT}", *sys.argv[1:])
     print(ended.stdout, ended.stderr)  # noqa: T201
     sys.exit(ended.returncode)
