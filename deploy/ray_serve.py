@@ -1,7 +1,7 @@
-"""`serve run deploy.ray_serve:app`: the service as replicas of Ray Serve, spread over a cluster.
+"""`serve run deploy.ray_serve:app`: the service as replicas on a Ray cluster.
 
-Each replica is the application of `app.application` with an engine of its own. Ray's proxy speaks HTTP with callers,
-spreads the requests and holds those that find every replica busy.
+Each replica runs the application of `app.application` with its own engine. Ray's proxy terminates HTTP, distributes the
+requests and queues those that find every replica busy.
 """
 
 import logging.config
@@ -22,30 +22,30 @@ from app.telemetry import logs
 
 
 def app(settings: Settings) -> Application:
-    """Settings that neither `serve run` nor a config file names come from the environment."""
+    """Settings that neither `serve run` nor the config file sets come from the environment."""
     return replicas(settings)
 
 
 def replicas(settings: Settings, load_engine: LoadEngine = load_engine, **options: Any) -> Application:
-    """The options are those of a deployment and go before what follows from the settings."""
-    follows = {
-        # one batch at work and the next one gathering, but no more than the replica itself has room for
+    """`options` of the deployment override those derived from the settings."""
+    derived = {
+        # one batch in inference and the next one in the queue, at most what the replica's queue holds
         "max_ongoing_requests": min(2 * settings.max_batch, settings.max_queue),
         "max_queued_requests": settings.max_queue,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
         "autoscaling_config": AutoscalingConfig(max_replicas=4, target_ongoing_requests=settings.max_batch),
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
-        "logging_config": LoggingConfig(enable_access_log=False),  # the application has its own
+        "logging_config": LoggingConfig(enable_access_log=False),  # the application logs its own
         "ray_actor_options": {
             "num_cpus": settings.threads or 1,
             "num_gpus": int(settings.device.startswith("cuda")),
         },
     }
-    return Replica.options(**follows | options).bind(settings, load_engine)
+    deployment = serve.deployment(serve.ingress()(Replica))
+    application: Application = deployment.options(**derived | options).bind(settings, load_engine)
+    return application
 
 
-@serve.deployment
-@serve.ingress()
 class Replica:
     def __init__(self, settings: Settings, load_engine: LoadEngine) -> None:
         self._settings = settings
@@ -56,15 +56,15 @@ class Replica:
         logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         settings = settings.model_copy(update={"threads": settings.threads or max(1, int(cpus))})
-        self._hosted = Hosted(create_app(settings, self._load_engine))
-        return self._hosted
+        self._application = RayApplication(create_app(settings, self._load_engine))
+        return self._application
 
     def check_health(self) -> None:
-        self._hosted.state["service"].lifecycle.check_alive()
+        self._application.state["service"].lifecycle.check_alive()
 
 
-class Hosted:
-    """Gives each request the state that the lifespan made, as uvicorn would; leaves X-Request-ID to Ray's proxy."""
+class RayApplication:
+    """Adds the lifespan's state to each request, as uvicorn does; leaves X-Request-ID to Ray's proxy."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
