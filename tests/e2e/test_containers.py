@@ -18,8 +18,6 @@ from packaging.requirements import Requirement
 from app import __version__
 from app.settings import Settings
 
-pytestmark = pytest.mark.e2e
-
 ROOT = Path(__file__).parents[2]
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 DOCKERFILE = re.sub(r"\\\n", "", (ROOT / "Dockerfile").read_text())

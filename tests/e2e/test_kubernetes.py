@@ -1,4 +1,4 @@
-"""The manifests, as kubectl renders them: valid by Kubernetes' own schemas, and of one piece with the service."""
+"""Manifests as kubectl renders them: valid by Kubernetes' schemas and consistent with the service."""
 
 import os
 import shutil
@@ -59,14 +59,14 @@ def pod(manifests: dict[str, Manifest]) -> Manifest:
     return spec
 
 
-def test_every_manifest_is_valid(manifests: dict[str, Manifest]) -> None:
+def test_manifests_are_valid(manifests: dict[str, Manifest]) -> None:
     for kind, manifest in manifests.items():
-        if kind != "ServiceMonitor":  # no schema of Kubernetes' own
+        if kind != "ServiceMonitor":  # Kubernetes has no schema of it
             kubernetes_validate.validate(manifest, SCHEMAS, strict=True)
     assert len(manifests) >= 5
 
 
-def test_every_selector_finds_the_pods(manifests: dict[str, Manifest]) -> None:
+def test_selectors_match_the_pods(manifests: dict[str, Manifest]) -> None:
     deployment = manifests["Deployment"]
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert deployment["spec"]["selector"]["matchLabels"] == labels
@@ -74,13 +74,13 @@ def test_every_selector_finds_the_pods(manifests: dict[str, Manifest]) -> None:
     assert manifests["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
     assert manifests["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
     assert manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert "replicas" not in deployment["spec"], "they are the autoscaler's"
+    assert "replicas" not in deployment["spec"], "the autoscaler sets them"
     ports = {port["name"] for port in pod(manifests)["containers"][0]["ports"]}
     assert {port["targetPort"] for port in manifests["Service"]["spec"]["ports"]} == ports
     assert {port["port"] for port in manifests["NetworkPolicy"]["spec"]["ingress"][0]["ports"]} == ports
 
 
-def test_the_service_monitor_finds_the_service(everything: dict[str, Manifest]) -> None:
+def test_service_monitor_matches_the_service(everything: dict[str, Manifest]) -> None:
     monitor, service = everything["ServiceMonitor"], everything["Service"]
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
@@ -89,24 +89,24 @@ def test_the_service_monitor_finds_the_service(everything: dict[str, Manifest]) 
     assert endpoint["path"] == "/metrics"
 
 
-def test_the_queue_replaces_the_cpu_as_a_measure(everything: dict[str, Manifest]) -> None:
+def test_queue_scaling_replaces_the_cpu_metric(everything: dict[str, Manifest]) -> None:
     assert [metric["type"] for metric in everything["HorizontalPodAutoscaler"]["spec"]["metrics"]] == ["Pods"]
 
 
-def test_the_gpu_overlay_takes_a_gpu_or_does_not_start(everything: dict[str, Manifest]) -> None:
+def test_gpu_overlay_requires_a_gpu(everything: dict[str, Manifest]) -> None:
     (container,) = pod(everything)["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert {"name": "THIRTYTWO_DEVICE", "value": "cuda"} in container["env"]
     assert {"name": "THIRTYTWO_LOG_FORMAT", "value": "json"} in container["env"]
 
 
-def test_a_stop_has_time_to_answer_what_was_accepted(manifests: dict[str, Manifest]) -> None:
+def test_grace_period_exceeds_the_shutdown_timeout(manifests: dict[str, Manifest]) -> None:
     (container,) = pod(manifests)["containers"]
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod(manifests)["terminationGracePeriodSeconds"] > pause + Settings().shutdown_timeout_s
 
 
-def test_the_inference_service_is_valid(inference_service: Manifest) -> None:
+def test_inference_service_is_valid(inference_service: Manifest) -> None:
     assert inference_service["apiVersion"] == "serving.kserve.io/v1beta1"
     assert inference_service["kind"] == "InferenceService"
     predictor = dict(inference_service["spec"]["predictor"])
@@ -118,7 +118,7 @@ def test_the_inference_service_is_valid(inference_service: Manifest) -> None:
     assert {"name": "PROTOCOL", "value": "v2"} in container["env"]
 
 
-def test_the_pods_are_locked_down_and_ask_what_the_service_knows(
+def test_pods_are_locked_down_and_use_existing_settings(
     manifests: dict[str, Manifest], inference_service: Manifest
 ) -> None:
     for spec in (pod(manifests), inference_service["spec"]["predictor"]):

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from prometheus_client import Metric
@@ -22,9 +21,8 @@ EXPRESSIONS = [*queries(), *(rule["expr"] for rule in rules())]
 def exported() -> Iterator[Metric]:
     """Our metrics, each with at least one sample."""
     metrics = Metrics()
-    metrics.name_classes(["cat"])
+    metrics.describe_model(["cat"], stages=1)
     metrics.observe_request("/predict", 200, 0.1)
-    metrics.observe_predictions([np.ones(1, np.float32)])
     metrics.observe_memory("cuda:0", 1, 2)
     metrics.rejections.labels("too-large")
     metrics.model_info.labels("cifar10", "00000000", "torch", "cuda:0", "bfloat16")

@@ -20,10 +20,7 @@ from tests.support import fault_injection
 from tests.support.monitoring import PROMETHEUS, queries, rules, without_variables
 from tests.support.subprocesses import free_port
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus package is not installed"),
-]
+pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus package is not installed")
 
 WITHIN_S = 60
 RAW = {"Inference-Header-Content-Length": "0"}

@@ -1,6 +1,6 @@
-"""The service on Ray Serve, on a real cluster of two nodes that happen to share one machine.
+"""The service on Ray Serve, on a cluster of two nodes on one machine.
 
-The tests build on each other: they follow one application from its first replica on.
+The tests depend on each other: they follow one application from its first replica on.
 """
 
 import io
@@ -28,15 +28,14 @@ from tests.support import fault_injection
 from tests.support.subprocesses import free_port
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every port on loopback; read when ray is imported
-ray = pytest.importorskip("ray")
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client  # no public API has a replica's node and process
 
-from ray import serve  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
-from ray.serve.context import _get_global_client  # noqa: E402 (nothing public tells a replica's node and process)
+from deploy import ray_serve
 
-from deploy import ray_serve  # noqa: E402
-
-pytestmark = pytest.mark.timeout(900)  # a cluster is many processes, and they start slowly where cores are few
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # many processes, which start slowly on few cores
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -44,7 +43,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "120000",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
-    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # else the one proxy never asks the other node
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # else the one proxy never uses the other node
 }
 NODE = {"num_cpus": 2, "node_ip_address": "127.0.0.1"}
 CALLERS = 8
@@ -52,7 +51,7 @@ CALLERS = 8
 SPENT = re.compile(r'^thirtytwo_request_duration_seconds_sum{route="/predict"} (\S+)', re.MULTILINE)
 
 Process = tuple[str, int]
-Ask = dict[str, Any]
+HttpRequest = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +72,13 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Runs `serve run` with the file that we ship, but for weights, port, the one proxy and how fast it scales."""
+    """Runs `serve run` with the shipped file, except for weights, port, the single proxy and faster scaling."""
     port = free_port()
 
     def run_with(weights: Path) -> str:
         config = yaml.safe_load((ROOT / "deploy" / "ray_serve.yaml").read_text())
         config["http_options"]["port"] = port
-        # Both nodes' proxies would share one port here, and nothing keeps callers from one that is only starting.
+        # The proxies of both nodes would share one port, and clients would reach one that is still starting.
         config["proxy_location"] = "HeadOnly"
         (application,) = config["applications"]
         application["args"] |= {"weights": str(weights), "max_batch": 16}
@@ -110,7 +109,7 @@ def url(run: Callable[[Path], str], tiny_weights: Path) -> str:
 def wait_for(condition: Callable[[], object], limit_s: float = 300) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < deadline, f"not so within {limit_s:g} s"
+        assert time.monotonic() < deadline, f"condition not met within {limit_s:g} s"
         time.sleep(0.2)
 
 
@@ -118,24 +117,24 @@ def predict(url: str, picture: bytes) -> httpx.Response:
     return httpx.post(f"{url}/predict", files={"file": ("x.png", picture)}, timeout=120)
 
 
-def status(ask: Callable[[], httpx.Response]) -> int:
-    """0 where the connection broke."""
+def status(send: Callable[[], httpx.Response]) -> int:
+    """0 if the connection broke."""
     try:
-        return ask().status_code
+        return send().status_code
     except httpx.TransportError:
         return 0
 
 
 def running(application: str = "thirtytwo") -> dict[str, Process]:
-    """Node and process of each replica that takes requests, by its id."""
+    """Node and process of each running replica, by id."""
     deployments = _get_global_client().get_serve_details()["applications"][application]["deployments"]
-    found = deployments["Replica"]["replicas"] if deployments else []  # none while an update is being prepared
+    found = deployments["Replica"]["replicas"] if deployments else []  # none while an update is prepared
     return {each["replica_id"]: (each["node_id"], each["pid"]) for each in found if each["state"] == "RUNNING"}
 
 
 @contextmanager
 def under_load(url: str, cat: bytes) -> Iterator[list[Future[list[int]]]]:
-    """Callers that ask without a pause, each one's statuses in order."""
+    """Clients in closed loops; each future has one client's statuses in order."""
     stop = threading.Event()
 
     def call() -> list[int]:
@@ -151,9 +150,9 @@ def under_load(url: str, cat: bytes) -> Iterator[list[Future[list[int]]]]:
             stop.set()
 
 
-def test_every_answer_is_that_of_the_plain_service(url: str, client: httpx.Client, cat: bytes) -> None:
+def test_responses_equal_those_of_the_plain_service(url: str, client: httpx.Client, cat: bytes) -> None:
     form = [("file", (name, data)) for name, data in (("a.png", cat), ("b.txt", b"hello"), ("c.png", cat[:500]))]
-    asked: list[Ask] = [
+    requests: list[HttpRequest] = [
         {"method": "POST", "url": "/predict", "files": form},
         {"method": "POST", "url": "/predict?top_k=10", "files": form[:1]},
         {"method": "POST", "url": "/predict", "content": cat, "headers": {"content-type": "image/png"}},
@@ -167,9 +166,9 @@ def test_every_answer_is_that_of_the_plain_service(url: str, client: httpx.Clien
         *({"method": "GET", "url": path} for path in ("/model", "/healthz", "/readyz", "/v2", "/", "/nothing")),
     ]
     with httpx.Client(base_url=url, timeout=60) as replica:
-        for ask in asked:
-            plain, ours = client.request(**ask), replica.request(**ask)
-            assert ours.status_code == plain.status_code, ask
+        for request in requests:
+            plain, ours = client.request(**request), replica.request(**request)
+            assert ours.status_code == plain.status_code, request
             assert content(ours) == content(plain)
             assert set(ours.headers) == set(plain.headers)
             assert ours.headers["content-type"] == plain.headers["content-type"]
@@ -184,13 +183,13 @@ def content(response: httpx.Response) -> object:
     return body
 
 
-def test_the_callers_request_id_comes_back_once(url: str) -> None:
+def test_request_id_is_returned_once(url: str) -> None:
     response = httpx.get(f"{url}/healthz", headers={"x-request-id": "my-id.1"}, timeout=60)
     assert response.headers.get_list("x-request-id") == ["my-id.1"]
 
 
-def answering(url: str, cat: bytes) -> int:
-    """How many replicas have answered, told apart by the time that each has spent on it."""
+def responding_replicas(url: str, cat: bytes) -> int:
+    """The number of replicas that have responded; each has another sum of request durations."""
     with ThreadPoolExecutor(CALLERS) as pool:
         list(pool.map(lambda _: predict(url, cat), range(4 * CALLERS)))
     metrics = [httpx.get(f"{url}/metrics", timeout=60).text for _ in range(16)]
@@ -203,26 +202,26 @@ def answering(url: str, cat: bytes) -> int:
     )
 
 
-def test_load_brings_a_replica_on_the_other_node_and_both_answer(url: str, cat: bytes) -> None:
+def test_load_starts_a_replica_on_the_other_node(url: str, cat: bytes) -> None:
     assert len(running()) == 1
     with under_load(url, cat) as callers:
         wait_for(lambda: len(running()) == 2)
     assert {status for caller in callers for status in caller.result()} == {200}
     assert len({node for node, _ in running().values()}) == 2
-    wait_for(lambda: answering(url, cat) == 2)
+    wait_for(lambda: responding_replicas(url, cat) == 2)
 
 
-def test_a_killed_replica_loses_only_what_it_was_answering_and_comes_back(url: str, cat: bytes) -> None:
+def test_killed_replica_loses_its_requests_only(url: str, cat: bytes) -> None:
     before = running()
     with under_load(url, cat) as callers:
         killed, (_, process) = before.popitem()
         os.kill(process, signal.SIGKILL)
         wait_for(lambda: killed not in running() and len(running()) == 2)
     for caller in callers:
-        assert sum(status != 200 for status in caller.result()) <= 1, "a caller has one request under way at a time"
+        assert sum(status != 200 for status in caller.result()) <= 1, "a client has one request in flight"
 
 
-def test_a_rolling_update_loses_nothing(url: str, cat: bytes, run: Callable[[Path], str]) -> None:
+def test_rolling_update_loses_no_request(url: str, cat: bytes, run: Callable[[Path], str]) -> None:
     before = running()
     with under_load(url, cat) as callers:
         run(BUNDLED)
@@ -231,7 +230,7 @@ def test_a_rolling_update_loses_nothing(url: str, cat: bytes, run: Callable[[Pat
     assert httpx.get(f"{url}/model", timeout=60).json()["name"] == "cifar10"
 
 
-def test_a_full_queue_is_a_429_and_a_replica_whose_engine_hangs_is_replaced(url: str, cat: bytes) -> None:
+def test_full_queue_is_429_and_stalled_replica_is_replaced(url: str, cat: bytes) -> None:
     settings = Settings(
         max_batch=1, max_queue=1, max_files=1, inference_timeout_s=5, request_timeout_s=100, root_path="/faulty"
     )
@@ -241,7 +240,7 @@ def test_a_full_queue_is_a_429_and_a_replica_whose_engine_hangs_is_replaced(url:
     serve.run(application, name="faulty", route_prefix="/faulty")
     (before,) = running("faulty")
     buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")  # the picture that the engine hangs on
+    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")  # triggers the fault
     with ThreadPoolExecutor() as pool:
         hangs = pool.submit(wait_for, lambda: predict(f"{url}/faulty", buffer.getvalue()).status_code != 429)
         refused: list[httpx.Response] = []

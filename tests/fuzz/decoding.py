@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the decoder: `python -m tests.fuzz.decoding -runs=20000 [FOLDER]`; flags are libFuzzer's.
 
-Starts from a small file of every format and mode. Anything but a picture of the right shape or a clear error ends it
-with the guilty file. The guide sees our header scans and Pillow's Python, not the C of its decoders.
+The corpus is a small file of every format and mode. Any result but an image of the right shape or a RequestError stops
+the run with the failing file. Coverage includes our header scans and Pillow's Python, not the C of its decoders.
 """
 
 import io
@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["app.model", "PIL"]):
     from app.errors import RequestError
     from app.model.preprocessing import FORMATS, Limits, decode
 
-    Image.init()  # imports the plugins, which Pillow would else do on first use, after the instrumenting
+    Image.init()  # imports the plugins now; Pillow would import them on first use, without instrumentation
 
 LIMITS = Limits(32, 65_536)
 MODES = {"PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "JPEG": ("L", "RGB", "CMYK"), "WEBP": ("RGB", "RGBA")}
@@ -31,7 +31,7 @@ def check(data: bytes) -> None:
 
 
 def seeds(folder: Path) -> None:
-    """A file of every format in every mode, and each format's animated or progressive form."""
+    """Writes a file of every format in every mode, plain and animated or progressive."""
     image = Image.effect_noise((24, 20), 60)
     animated = {"save_all": True, "append_images": [image.rotate(90)]}
     more = {"JPEG": {"progressive": True, "exif": orientation()}, "BMP": {}}

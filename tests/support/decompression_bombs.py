@@ -1,8 +1,6 @@
-"""PNG files that inflate to far more than they are, and what decoding them costs.
+"""PNG files that decompress to far more than their size, and the memory that decoding them needs.
 
-`python -m tests.support.decompression_bombs` prints a line a bomb.
-
-Prints a line a bomb: its name, and the megabytes by which the process's peak of memory grew.
+`python -m tests.support.decompression_bombs` prints, for each, its name and the growth of the peak memory in MB.
 """
 
 import resource
@@ -26,7 +24,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(before: bytes = b"", pixels: bytes = b"", after: bytes = b"") -> bytes:
-    """32 x 32, RGB, black, with other chunks around its pixels, or other compressed pixels."""
+    """A black 32 x 32 RGB image with further chunks around its pixels, or with other compressed pixels."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0))
     pixels = pixels or zlib.compress(bytes(32 * 97))
     return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", b"")

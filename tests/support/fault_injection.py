@@ -1,8 +1,8 @@
 """The service with an engine that fails on request.
 
-A process of its own: `python -m tests.support.fault_injection FAULT WEIGHTS PORT`; in a test: `load`.
+As a subprocess: `python -m tests.support.fault_injection FAULT WEIGHTS PORT`. In a test: `load`.
 
-A picture that is white all over is the guilty one; all others are answered with the real engine.
+A white image triggers the fault; other images get the real engine's results.
 """
 
 import os
@@ -24,36 +24,36 @@ from app.settings import Settings
 from app.telemetry import logs
 
 
-def raising(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
-    if guilty.any():
+def raising(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if white.any():
         raise ValueError("secret detail of the engine")
     return probabilities
 
 
-def poisoned(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
-    return np.where(guilty[:, None], np.nan, probabilities)
+def poisoned(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(white[:, None], np.nan, probabilities)
 
 
-def cramped(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
-    if len(guilty) > 4 and guilty.any():
+def cramped(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if len(white) > 4 and white.any():
         raise MemoryError
     return probabilities
 
 
-def hanging(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
-    if guilty.any():
+def hanging(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if white.any():
         time.sleep(3600)
     return probabilities
 
 
-def dying(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
-    if guilty.any():
-        raise SystemExit  # ends the thread, as nothing that `run` may raise does
+def dying(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if white.any():
+        raise SystemExit  # ends the thread; other exceptions do not
     return probabilities
 
 
-def slow(probabilities: NDArray[np.float32], guilty: NDArray[np.bool_]) -> NDArray[np.float32]:
-    time.sleep(0.01 * len(guilty))
+def slow(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArray[np.float32]:
+    time.sleep(0.01 * len(white))
     return probabilities
 
 

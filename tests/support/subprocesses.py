@@ -1,4 +1,4 @@
-"""The service as a process of its own, for tests of signals, exit codes and surroundings."""
+"""The service as a subprocess, for tests of signals, exit codes and the environment."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ def command(*flags: str) -> list[str]:
 
 @contextmanager
 def process(weights: Path, *flags: str, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The service as a process of its own, ready; and its address. Options are Popen's."""
+    """The service as a ready subprocess, and its URL. `options` are those of Popen."""
     port = free_port()
     running = subprocess.Popen(
         command("--weights", str(weights), "--port", str(port), "--max-batch", "16", *flags),
@@ -54,7 +54,7 @@ def wait_until_ready(running: subprocess.Popen[str], url: str) -> None:
 
 
 def fails(*flags: str, **environment: str) -> str:
-    """What the command prints while it ends with exit code 2."""
+    """The standard error of a command that exits with code 2."""
     ended = subprocess.run(
         command(*flags), capture_output=True, text=True, timeout=100, env={**os.environ, **environment}, check=False
     )

@@ -1,4 +1,4 @@
-"""A real Chromium that may speak to this machine only, and that makes a test fail when a page complains."""
+"""Chromium, restricted to loopback. A test fails if a page logs an error or requests another host."""
 
 import os
 import re
@@ -26,7 +26,7 @@ TIMEOUT_MS = 20_000
 
 
 class Watch:
-    """What a context's pages asked for and complained of; a refusal that the test provokes is `expected`."""
+    """Requests and console errors of a browser context. Statuses in `expected` are no errors."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.requests: list[str] = []
@@ -62,7 +62,7 @@ class Watch:
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     if not Path(CHROMIUM).exists():
-        pytest.fail(f"The tests of the pages need Chromium at {CHROMIUM}: apt-get install chromium", pytrace=False)
+        pytest.fail(f"The browser tests need Chromium at {CHROMIUM}: apt-get install chromium", pytrace=False)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -71,7 +71,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., tuple[Page, Watch]]]:
-    """Opens a page of a service in a profile of its own; fails the test afterwards if it was not clean."""
+    """Opens a page in its own browser context; afterwards the test fails on unexpected errors and requests."""
     opened: list[tuple[BrowserContext, Watch]] = []
 
     def visit_page(client: httpx.Client | str, path: str = "/", **options: object) -> tuple[Page, Watch]:
@@ -95,7 +95,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., tuple[Page, Watch]]]:
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
     path = tmp_path / "notes.txt"
-    path.write_text("no picture")
+    path.write_text("no image")
     return path
 
 

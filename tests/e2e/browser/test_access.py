@@ -1,4 +1,4 @@
-"""The page for everyone: keyboard, screen reader, phone, dark mode. And the watch that all tests of pages rely on."""
+"""Accessibility: keyboard, screen reader, small screens, dark mode; and the checks that every browser test has."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ PALETTE = [
 ]  # fmt: skip
 
 
-def test_keyboard_only(visit: Visit, client: httpx.Client) -> None:
+def test_page_works_with_the_keyboard_only(visit: Visit, client: httpx.Client) -> None:
     page, _ = visit(client)
     expect(page.locator("#samples")).to_be_visible()
     for name in ("API", "Model card", "Choose pictures"):
@@ -46,7 +46,7 @@ def test_keyboard_only(visit: Visit, client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1100])
-def test_accessible_and_within_the_screen(
+def test_page_is_accessible_and_fits_the_screen(
     visit: Visit, client: httpx.Client, notes: Path, scheme: str, width: int
 ) -> None:
     page, _ = visit(client, color_scheme=scheme, viewport={"width": width, "height": 740})
@@ -61,7 +61,7 @@ def test_accessible_and_within_the_screen(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_of_the_palette(visit: Visit, client: httpx.Client, scheme: str) -> None:
+def test_palette_has_sufficient_contrast(visit: Visit, client: httpx.Client, scheme: str) -> None:
     page, _ = visit(client, color_scheme=scheme)
 
     def luminance(name: str) -> float:
@@ -84,7 +84,7 @@ def test_contrast_of_the_palette(visit: Visit, client: httpx.Client, scheme: str
         assert (light + 0.05) / (dark + 0.05) >= TEXT_CONTRAST, (text, behind)
 
 
-def test_the_watch_notices_what_goes_wrong(visit: Visit, client: httpx.Client) -> None:
+def test_watch_records_errors_and_outside_requests(visit: Visit, client: httpx.Client) -> None:
     page, watch = visit(client)
     page.evaluate("fetch('http://127.0.0.2/').catch(() => {})")
     page.evaluate("document.body.setAttribute('style', 'color: red')")

@@ -2,39 +2,21 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page
 
 from tests.conftest import EXAMPLES
 from tests.e2e.browser.conftest import Watch
+from tests.support.swagger import choose, execute, open_predict
 
 Visit = Callable[..., tuple[Page, Watch]]
 Start = Callable[..., httpx.Client]
 
 
-def choose(page: Page, nth: int, file: Path) -> None:
-    with page.expect_file_chooser() as chooser:
-        page.locator("#swagger-ui input[type=file]").nth(nth).click()
-    chooser.value.set_files(file)
-
-
-def execute(page: Page, status: int) -> dict[str, object]:
-    page.get_by_role("button", name="Execute").click()
-    expect(page.locator(".live-responses-table .response-col_status").last).to_contain_text(str(status))
-    body: dict[str, object] = json.loads(page.locator(".live-responses-table .highlight-code code").first.inner_text())
-    return body
-
-
-def open_predict(page: Page) -> None:
-    page.get_by_role("button", name="/predict").first.click()
-    expect(page.locator("#swagger-ui input[type=file]")).to_have_count(1)
-
-
 @pytest.mark.parametrize("names", [["cat.png"], ["cat.png", "frog.png"], ["ship.jpg", "chelsea.png", "cat.png"]])
-def test_try_it_out(visit: Visit, client: httpx.Client, names: list[str]) -> None:
+def test_try_it_out_sends_a_form(visit: Visit, client: httpx.Client, names: list[str]) -> None:
     page, watch = visit(client, "/docs")
     open_predict(page)
     for i, name in enumerate(names):
@@ -47,7 +29,7 @@ def test_try_it_out(visit: Visit, client: httpx.Client, names: list[str]) -> Non
     assert watch.asked("POST") == 1
 
 
-def test_try_it_out_with_a_raw_body(visit: Visit, client: httpx.Client) -> None:
+def test_try_it_out_sends_a_raw_body(visit: Visit, client: httpx.Client) -> None:
     page, _ = visit(client, "/docs")
     open_predict(page)
     page.get_by_label("Request content type").select_option("image/png")
@@ -57,7 +39,7 @@ def test_try_it_out_with_a_raw_body(visit: Visit, client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "X-API-Key"])
-def test_authorize(visit: Visit, start: Start, scheme: str) -> None:
+def test_authorize_sends_the_api_key(visit: Visit, start: Start, scheme: str) -> None:
     page, watch = visit(start(api_keys="secret"), "/docs")
     watch.expected = {401}
     open_predict(page)
@@ -71,7 +53,7 @@ def test_authorize(visit: Visit, start: Start, scheme: str) -> None:
     assert "predictions" in execute(page, 200)
 
 
-def test_every_status_is_described_with_an_example(visit: Visit, client: httpx.Client) -> None:
+def test_every_status_has_a_description_and_an_example(visit: Visit, client: httpx.Client) -> None:
     page, _ = visit(client, "/docs")
     open_predict(page)
     rows = page.locator(".responses-table:not(.live-responses-table) tr.response")

@@ -1,4 +1,4 @@
-"""The page to drop pictures on, as people use it."""
+"""The page at /: choose, drop, paste, errors, retry, API key."""
 
 import base64
 import re
@@ -30,7 +30,7 @@ def status(page: Page) -> Locator:
 
 
 def transfer(page: Page, *files: Path) -> object:
-    """A DataTransfer that holds these files, as the browser makes one of a drop."""
+    """A DataTransfer with these files, as in a drop event."""
     contents = [(file.name, base64.b64encode(file.read_bytes()).decode()) for file in files]
     return page.evaluate_handle(
         """files => {
@@ -43,7 +43,7 @@ def transfer(page: Page, *files: Path) -> object:
     )
 
 
-def test_choose_one(visit: Visit, client: httpx.Client) -> None:
+def test_chosen_image_shows_its_classes(visit: Visit, client: httpx.Client) -> None:
     page, watch = visit(client)
     page.set_input_files("#files", PHOTO)
     card = cards(page)
@@ -59,7 +59,7 @@ def test_choose_one(visit: Visit, client: httpx.Client) -> None:
     assert watch.asked("/predict") == 1
 
 
-def test_bars_are_as_long_as_their_shares(visit: Visit, client: httpx.Client) -> None:
+def test_bar_length_is_the_probability(visit: Visit, client: httpx.Client) -> None:
     page, _ = visit(client)
     page.set_input_files("#files", CAT)
     row = cards(page).locator(".bars li").first
@@ -68,7 +68,7 @@ def test_bars_are_as_long_as_their_shares(visit: Visit, client: httpx.Client) ->
     assert widths[0] / widths[1] == pytest.approx(share / 100, abs=0.01)
 
 
-def test_choose_several_twice(visit: Visit, client: httpx.Client) -> None:
+def test_several_images_are_one_request_each_time(visit: Visit, client: httpx.Client) -> None:
     page, watch = visit(client)
     page.set_input_files("#files", [EXAMPLES / f"{name}.png" for name in CLASSES])
     expect(page.locator(".bars")).to_have_count(10)
@@ -80,7 +80,7 @@ def test_choose_several_twice(visit: Visit, client: httpx.Client) -> None:
     assert watch.asked("/predict") == 2
 
 
-def test_more_than_one_request_takes(visit: Visit, start: Start) -> None:
+def test_large_selection_is_split_into_requests(visit: Visit, start: Start) -> None:
     page, watch = visit(start(max_files=20))
     page.set_input_files("#files", [EXAMPLES / f"{CLASSES[i % 10]}.png" for i in range(70)])
     watch.expected = {413}
@@ -89,7 +89,7 @@ def test_more_than_one_request_takes(visit: Visit, start: Start) -> None:
     assert page.locator(".name").all_inner_texts() == [f"{CLASSES[i % 10]}.png" for i in range(70)]
 
 
-def test_drop(visit: Visit, client: httpx.Client) -> None:
+def test_dropped_images_are_classified(visit: Visit, client: httpx.Client) -> None:
     page, _ = visit(client)
     page.dispatch_event("main", "dragover", {"dataTransfer": transfer(page, CAT, PHOTO)})
     expect(page.locator("body")).to_have_class("dragging")
@@ -98,7 +98,7 @@ def test_drop(visit: Visit, client: httpx.Client) -> None:
     expect(page.locator(".bars")).to_have_count(2)
 
 
-def test_paste(visit: Visit, client: httpx.Client) -> None:
+def test_pasted_image_is_classified(visit: Visit, client: httpx.Client) -> None:
     page, _ = visit(client, permissions=["clipboard-read", "clipboard-write"])
     page.evaluate(
         """async () => {
@@ -111,7 +111,7 @@ def test_paste(visit: Visit, client: httpx.Client) -> None:
     expect(page.locator(".name")).to_have_text("image.png")
 
 
-def test_samples(visit: Visit, client: httpx.Client) -> None:
+def test_samples_are_classified(visit: Visit, client: httpx.Client) -> None:
     page, watch = visit(client)
     page.get_by_role("button", name="sample chelsea.jpg").click()
     expect(page.locator(".bars")).to_have_count(1)
@@ -121,7 +121,7 @@ def test_samples(visit: Visit, client: httpx.Client) -> None:
     assert watch.asked("/predict") == 2
 
 
-def test_samples_are_of_classes_that_the_model_knows(visit: Visit, client: httpx.Client) -> None:
+def test_samples_match_the_classes_of_the_model(visit: Visit, client: httpx.Client) -> None:
     card = client.get("/model").json()
     page, _ = visit(client)
     expect(page.locator("#samples")).to_be_visible()
@@ -132,7 +132,7 @@ def test_samples_are_of_classes_that_the_model_knows(visit: Visit, client: httpx
     assert names == ["sample chelsea.jpg", "sample cat.png"]
 
 
-def test_errors_among_good_ones(visit: Visit, client: httpx.Client, notes: Path, tmp_path: Path) -> None:
+def test_bad_files_show_their_errors(visit: Visit, client: httpx.Client, notes: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(CAT.read_bytes()[:700])
     (tmp_path / "empty.png").touch()
     page, _ = visit(client)
@@ -146,7 +146,7 @@ def test_errors_among_good_ones(visit: Visit, client: httpx.Client, notes: Path,
     check_accessible(page)
 
 
-def test_each_of_several_bad_ones_says_its_own_fault(visit: Visit, start: Start, notes: Path) -> None:
+def test_several_bad_files_show_their_own_errors(visit: Visit, start: Start, notes: Path) -> None:
     page, watch = visit(start(max_pixels=2000))
     watch.expected = {413, 415}
     page.set_input_files("#files", [PHOTO, notes])
@@ -166,7 +166,9 @@ def test_each_of_several_bad_ones_says_its_own_fault(visit: Visit, start: Start,
         (None, "", "The service cannot be reached."),
     ],
 )
-def test_try_again(visit: Visit, client: httpx.Client, code: int | None, slug: str, words: str) -> None:
+def test_failed_request_can_be_retried(
+    visit: Visit, client: httpx.Client, code: int | None, slug: str, words: str
+) -> None:
     page, watch = visit(client)
     problem = {"type": f"urn:thirtytwo:problem:{slug}", "title": "?", "detail": "?"}
     if code is None:
@@ -189,7 +191,7 @@ def test_try_again(visit: Visit, client: httpx.Client, code: int | None, slug: s
         watch.complaints.remove("Failed to load resource: net::ERR_FAILED")
 
 
-def test_api_key(visit: Visit, start: Start) -> None:
+def test_page_requests_the_api_key(visit: Visit, start: Start) -> None:
     page, watch = visit(start(api_keys="secret"))
     watch.expected = {401}
     page.set_input_files("#files", CAT)

@@ -1,4 +1,4 @@
-"""The pages behind a proxy that serves the service under a path and strips it."""
+"""The pages behind a reverse proxy that strips a path prefix."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import EXAMPLES
 from tests.e2e.browser.conftest import Watch
-from tests.e2e.browser.test_docs import choose, execute, open_predict
+from tests.support.swagger import choose, execute, open_predict
 
 Visit = Callable[..., tuple[Page, Watch]]
 
@@ -48,7 +48,7 @@ def behind_a_proxy(start: Callable[..., httpx.Client]) -> Iterator[str]:
         thread.join()
 
 
-def test_the_page(visit: Visit, behind_a_proxy: str) -> None:
+def test_index_works_behind_a_proxy(visit: Visit, behind_a_proxy: str) -> None:
     page, _ = visit(behind_a_proxy)
     page.get_by_role("button", name="sample frog.png").click()
     expect(page.locator(".bars")).to_have_count(1)
@@ -56,7 +56,7 @@ def test_the_page(visit: Visit, behind_a_proxy: str) -> None:
     expect(page.get_by_role("button", name="/predict").first).to_be_visible()
 
 
-def test_try_it_out(visit: Visit, behind_a_proxy: str) -> None:
+def test_try_it_out_works_behind_a_proxy(visit: Visit, behind_a_proxy: str) -> None:
     page, watch = visit(behind_a_proxy, "/docs")
     open_predict(page)
     choose(page, 0, EXAMPLES / "cat.png")
