@@ -1,8 +1,10 @@
-"""Data-parallel training over the processes that torchrun starts; a single process without torchrun."""
+"""Data-parallel training over the processes that torchrun starts, or one process; and the signals that stop them."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -52,3 +54,19 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
         yield DistributedContext(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
         distributed.destroy_process_group()
+
+
+class StopSignals:
+    """Records Ctrl-C and SIGTERM in `received`; the loop reads it between steps, where the state is consistent."""
+
+    def __enter__(self) -> "StopSignals":
+        self.received = 0
+        self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _record(self, number: int, _: FrameType | None) -> None:
+        self.received = number

@@ -4,23 +4,22 @@ import copy
 import json
 import math
 import shutil
-import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, update_bn
 from tqdm import tqdm
 
 from app.errors import SettingsError, ThirtytwoError
 from training import checkpoint, metrics, optimizers
 from training.data import Split
-from training.distributed import DistributedContext
+from training.distributed import DistributedContext, StopSignals
 from training.loader import Batch, Loader
 from training.recipe import Recipe
 
@@ -65,8 +64,7 @@ class Trainer:
         steps_per_epoch = loader.steps_per_epoch
         self.total_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
         self.optimizers = optimizers.build(self.network, recipe, loader.batch_size, self.total_steps, steps_per_epoch)
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
         # Earlier weights of this network to average with the final ones: the initial and the previously final ones.
         self.averaged_checkpoints: list[checkpoint.State] = []
@@ -81,14 +79,15 @@ class Trainer:
         """
         metrics_logger = MetricsLogger(run_dir, self.history, tensorboard) if self.context.is_main else None
         checkpoint_file, saved_at = run_dir / "checkpoint.pt", time.monotonic()
-        with _StopSignals() as stop:
+        hide_bar = None if self.context.is_main else True  # None: shown where stderr is a terminal
+        with StopSignals() as stop:
             while self.step < self.total_steps:
                 epoch, first_step = divmod(self.step, self.loader.steps_per_epoch)
                 # The first epoch after a resume starts in the middle, the last one may end there.
                 steps = min(self.loader.steps_per_epoch - first_step, self.total_steps - self.step)
                 loss_sum, correct, samples, epoch_start = 0.0, 0.0, 0.0, time.monotonic()
                 self._set_train_mode()
-                with self._progress_bar(epoch, steps) as bar:
+                with tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=hide_bar) as bar:
                     for i, batch in enumerate(islice(self.loader.epoch(epoch, first_step), steps), start=1):
                         step_start = time.monotonic()
                         batch_loss, batch_correct = self._train_step(batch)
@@ -108,9 +107,8 @@ class Trainer:
                 loss_sum, correct, samples = self.context.all_reduce_sum(loss_sum, correct, samples)
                 rate = samples / (time.monotonic() - epoch_start)
                 val_accuracy = metrics.accuracy(metrics.predict_logits(self.network, val.images), val.labels)
-                self.history.append(
-                    Epoch(epoch + 1, self.seconds, rate, loss_sum / samples, correct / samples, val_accuracy)
-                )
+                loss, accuracy = loss_sum / samples, correct / samples
+                self.history.append(Epoch(epoch + 1, self.seconds, rate, loss, accuracy, val_accuracy))
                 self._save(checkpoint_file)
                 saved_at = time.monotonic()
                 if metrics_logger:
@@ -122,11 +120,19 @@ class Trainer:
         """The trained network, or where the recipe asks for it the average with `averaged_checkpoints`."""
         if not (self.recipe.average_checkpoints and self.averaged_checkpoints):
             return self.network
-        averaged = average_parameters(self.network, self.averaged_checkpoints)
+        # Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407): the mean of several optima of a run is
+        # better than each. The last update copies the buffers, so that frozen batch norms keep the final statistics.
+        averaged, earlier = AveragedModel(self.network), copy.deepcopy(self.network)
+        for state in self.averaged_checkpoints:
+            earlier.load_state_dict(state)
+            averaged.update_parameters(earlier)
+        averaged.update_parameters(self.network)
+        network: nn.Module = averaged.module
         if not self.recipe.freeze_bn:
             batches = islice(self.loader.epoch(len(self.history)), BN_BATCHES)
-            update_bn(averaged, (batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches))
-        return averaged
+            with torch.autocast(self.device.type, torch.bfloat16):  # as in training
+                update_bn((batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches), network)
+        return network.eval()
 
     def state_dict(self) -> checkpoint.State:
         """The content of a checkpoint; raises Diverged, so that broken weights never replace sound ones."""
@@ -198,15 +204,11 @@ class Trainer:
         if self.context.is_main:
             checkpoint.save(file, self.state_dict())
 
-    def _raise_if_stopped(self, stop: "_StopSignals", file: Path) -> None:
+    def _raise_if_stopped(self, stop: StopSignals, file: Path) -> None:
         """Every process must call it: a signal to one of them stops all at the same step."""
-        if self.context.all_reduce_sum(stop.signal)[0] > 0:
+        if self.context.all_reduce_sum(stop.received)[0] > 0:
             self._save(file)
             raise Interrupted(f"Interrupted at step {self.step} of {self.total_steps}; --resume continues from here.")
-
-    def _progress_bar(self, epoch: int, steps: int) -> Any:
-        disable = None if self.context.is_main else True  # None: only where stderr is a terminal
-        return tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=disable)
 
     def _print_epoch(self) -> None:
         epoch = self.history[-1]
@@ -217,36 +219,6 @@ class Trainer:
             f"{remaining_s:.0f} s left",
             flush=True,
         )
-
-
-@torch.no_grad()
-def average_parameters(network: nn.Module, states: Sequence[checkpoint.State]) -> nn.Module:
-    """A network with the mean of its own and the other states' parameters, and its own buffers.
-
-    The average of several optima of one run is better than each (Izmailov et al. 2018, arXiv 1803.05407).
-    """
-    averaged = copy.deepcopy(network)
-    for name, parameter in averaged.named_parameters():
-        values = [parameter, *(state[name].to(parameter.device) for state in states)]
-        parameter.copy_(torch.stack(values).mean(0))
-    return averaged
-
-
-@torch.no_grad()
-def update_bn(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Recomputes the batch-norm statistics from these batches of images uint8 [N, 3, H, W]."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean over all batches
-    network.train()
-    for batch in batches:
-        with torch.autocast(batch.device.type, torch.bfloat16):
-            network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
 
 
 class MetricsLogger:
@@ -278,19 +250,3 @@ def _summary_writer(folder: Path) -> Any:
         raise SettingsError("--tensorboard needs an extra: pip install -e '.[tensorboard]'.") from None
     shutil.rmtree(folder, ignore_errors=True)  # event files only grow; a resumed run writes its history again
     return SummaryWriter(str(folder))
-
-
-class _StopSignals:
-    """Records Ctrl-C and SIGTERM in `signal`; the loop reads it between steps, where the state is consistent."""
-
-    def __enter__(self) -> "_StopSignals":
-        self.signal = 0
-        self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _record(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
