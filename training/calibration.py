@@ -1,12 +1,12 @@
 """Post-training calibration on validation images: int8 ranges, temperature and label-smoothing correction."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from math import exp, log
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,17 +81,10 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     def loss(log_temperature: float, correction: float) -> float:
         return F.nll_loss(calibrated_softmax(logits, exp(log_temperature), correction).log(), labels).item()
 
-    fits = [(_minimum(partial(loss, correction=c), log(0.1), log(10.0)), c) for c in SMOOTHING_GRID]
-    log_temperature, correction = min(fits, key=lambda fit: loss(*fit))
-    return exp(log_temperature), correction
-
-
-def _minimum(loss: Callable[[float], float], low: float, high: float) -> float:
-    """Ternary search for the minimum of a unimodal function."""
-    for _ in range(40):
-        third = (high - low) / 3
-        low, high = (low, high - third) if loss(low + third) < loss(high - third) else (low + third, high)
-    return (low + high) / 2
+    bounds = log(0.1), log(10.0)  # searched in logarithms: halving and doubling are equal steps
+    fits = [minimize_scalar(loss, args=(c,), bounds=bounds, options={"xatol": 1e-3}) for c in SMOOTHING_GRID]
+    best = min(range(len(fits)), key=lambda i: float(fits[i].fun))
+    return exp(fits[best].x), SMOOTHING_GRID[best]
 
 
 def with_card(weights: Weights, **changes: Any) -> Weights:

@@ -1,11 +1,11 @@
 """Predictions for many images, and metrics of them: accuracy, calibration, test-time augmentation, lossy formats."""
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from app.engines import Engine
@@ -52,12 +52,10 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return (scores.argmax(1) == labels).float().mean().item()
 
 
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % score interval of a share measured on `count` trials (Wilson 1927)."""
-    centre = share + z * z / (2 * count)
-    spread = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return (centre - spread) / scale, (centre + spread) / scale
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """95 % score interval of the share `correct / count` (Wilson 1927)."""
+    low, high = binomtest(correct, count).proportion_ci(0.95, "wilson")
+    return float(low), float(high)
 
 
 def confusion(scores: Tensor, labels: Tensor) -> Tensor:
@@ -87,7 +85,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -
 def evaluate(name: str, probabilities: Tensor, labels: Tensor) -> EvalResult:
     """Metrics of probabilities float32 [N, classes] for labels int64 [N]."""
     share = accuracy(probabilities, labels)
-    return EvalResult(name, share, wilson_interval(share, len(labels)), calibration_error(probabilities, labels))
+    interval = wilson_interval(round(share * len(labels)), len(labels))
+    return EvalResult(name, share, interval, calibration_error(probabilities, labels))
 
 
 def classification_metrics(probabilities: Tensor, labels: Tensor, classes: list[str]) -> dict[str, Any]:
