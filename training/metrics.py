@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor, nn
 
 from app.engines import Engine
@@ -58,28 +60,26 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def confusion(scores: Tensor, labels: Tensor) -> Tensor:
-    """int64 [classes, classes]: row is the true class, column the predicted one."""
-    classes = scores.shape[1]
-    return torch.bincount(labels * classes + scores.argmax(1), minlength=classes**2).view(classes, classes)
+def reliability(probabilities: Tensor, labels: Tensor) -> dict[str, list[float]]:
+    """Bins of the top probability that are not empty: mean `confidence`, `accuracy` and `count` (Guo et al. 2017)."""
+    confidence, predicted = (values.numpy() for values in probabilities.max(1))
+    confidence = confidence.astype(np.float64)
+    accuracies, confidences = calibration_curve(predicted == labels.numpy(), confidence, n_bins=BINS, pos_label=True)
+    # The bins of calibration_curve, which returns no counts: equal widths, closed above.
+    edges = np.linspace(0, 1, BINS + 1)
+    counts = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=BINS)
+    return {
+        "confidence": confidences.tolist(),
+        "accuracy": accuracies.tolist(),
+        "count": counts[counts > 0].tolist(),
+    }
 
 
-def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> list[tuple[int, float, float]]:
-    """(count, mean confidence, accuracy) of each equal-width bin of the top probability (Guo et al. 2017)."""
-    confidence, predicted = probabilities.max(1)
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    table = []
-    for i in range(bins):
-        inside = index == i
-        count = int(inside.sum())
-        correct = (predicted == labels)[inside].double().mean().item() if count else 0.0
-        table.append((count, confidence[inside].double().mean().item() if count else 0.0, correct))
-    return table
-
-
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """Expected calibration error: mean gap of confidence and accuracy, weighted by bin size (Guo et al. 2017)."""
-    return sum(n * abs(conf - acc) for n, conf, acc in reliability(probabilities, labels, bins)) / len(labels)
+    bins = reliability(probabilities, labels)
+    gaps = np.abs(np.subtract(bins["confidence"], bins["accuracy"]))
+    return float(np.average(gaps, weights=bins["count"]))
 
 
 def evaluate(name: str, probabilities: Tensor, labels: Tensor) -> EvalResult:
@@ -90,26 +90,19 @@ def evaluate(name: str, probabilities: Tensor, labels: Tensor) -> EvalResult:
 
 
 def classification_metrics(probabilities: Tensor, labels: Tensor, classes: list[str]) -> dict[str, Any]:
-    """`evaluate`, per-class metrics, confusion matrix and reliability, as JSON."""
-    result = evaluate("", probabilities, labels)
-    table = confusion(probabilities, labels)
-    correct, actual, predicted = table.diagonal(), table.sum(1), table.sum(0)
+    """`evaluate`, precision, recall and F1 per class and their mean, confusion matrix and reliability, as JSON."""
+    result, predicted, indices = evaluate("", probabilities, labels), probabilities.argmax(1), range(len(classes))
+    per_class = classification_report(labels, predicted, labels=indices, output_dict=True, zero_division=0)
     return {
         "images": len(labels),
         "accuracy": result.accuracy,
         "interval_95": result.interval_95,
         "calibration_error": result.calibration_error,
-        "per_class": {
-            name: {"recall": _share(correct[i], actual[i]), "precision": _share(correct[i], predicted[i])}
-            for i, name in enumerate(classes)
-        },
-        "confusion": table.tolist(),
+        "macro_average": per_class["macro avg"],
+        "per_class": {name: per_class[str(i)] for i, name in enumerate(classes)},
+        "confusion": confusion_matrix(labels, predicted, labels=indices).tolist(),
         "reliability": reliability(probabilities, labels),
     }
-
-
-def _share(part: Tensor, whole: Tensor) -> float:
-    return float(part) / float(whole) if whole else 0.0
 
 
 # Test-time augmentation as in `infer` of Jordan 2024 (arXiv 2404.00498). Averaged log-probabilities rank and score the

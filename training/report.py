@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 MANY_CLASSES = 30  # above this, the confusion matrix has no numbers and names
 TOP_LOSSES = 24  # images in the plot, 4 x 6
+LABEL_LENGTH = 20  # characters of a class name in a plot
 
 
 class Mistake(NamedTuple):
@@ -23,16 +26,21 @@ class Mistake(NamedTuple):
 
 
 def text(metrics: dict[str, Any]) -> str:
+    """Accuracy, calibration error, a table of the classes and the confusion matrix."""
     low, high = metrics["interval_95"]
-    width = max(len("class"), *map(len, metrics["per_class"]))
+    width = max(len("macro average"), *map(len, metrics["per_class"]))
+    rows = [*metrics["per_class"].items(), ("macro average", metrics["macro_average"])]
     lines = [
         f"accuracy           {metrics['accuracy']:.2%}  (95 % interval {low:.2%} to {high:.2%}, "
         f"{metrics['images']} images)",
         f"calibration error  {metrics['calibration_error']:.2%}  (15 bins)",
         "",
-        f"{'class':{width}}  recall  precision",
+        f"{'class':{width}}  precision  recall  f1-score  images",
     ]
-    lines += [f"{name:{width}}  {c['recall']:6.2%}  {c['precision']:9.2%}" for name, c in metrics["per_class"].items()]
+    lines += [
+        f"{name:{width}}  {row['precision']:9.2%}  {row['recall']:6.2%}  {row['f1-score']:8.2%}  {row['support']:6.0f}"
+        for name, row in rows
+    ]
     lines += ["", "confusion matrix: true classes in rows, predicted classes in columns", _matrix(metrics, width)]
     return "\n".join(lines)
 
@@ -98,38 +106,41 @@ def mistakes_plot(mistakes: Sequence[Mistake]) -> Figure:
         axes.axis("off")
         if mistake:
             axes.imshow(mistake.image.numpy())
-            title = f"{mistake.predicted} {mistake.confidence:.0%}\nis {mistake.true}"
+            title = f"{mistake.predicted[:LABEL_LENGTH]} {mistake.confidence:.0%}\nis {mistake.true[:LABEL_LENGTH]}"
             axes.set_title(title, fontsize=8, parse_math=False)  # class names may contain dollar signs
     return figure
 
 
 def confusion_plot(metrics: dict[str, Any]) -> Figure:
-    table, names = torch.tensor(metrics["confusion"]), list(metrics["per_class"])
-    shares = table / table.sum(1, keepdim=True).clamp(min=1)
+    """The confusion matrix; without numbers and names for many classes."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=f"Accuracy {metrics['accuracy']:.2%}", xlabel="predicted", ylabel="true")
-    if len(names) <= MANY_CLASSES:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
-        for row, column in torch.nonzero(table).tolist():
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(int(table[row, column])), ha="center", va="center", fontsize=8, color=colour)
+    few = len(metrics["per_class"]) <= MANY_CLASSES
+    names = [_label(name) for name in metrics["per_class"]]
+    display = ConfusionMatrixDisplay(np.array(metrics["confusion"]), display_labels=names if few else None)
+    display.plot(ax=axes, include_values=few, cmap="Blues", xticks_rotation=45, colorbar=False)
+    axes.set(title=f"Accuracy {metrics['accuracy']:.2%}")
+    if not few:
+        axes.set(xticks=[], yticks=[])
     return figure
 
 
 def reliability_plot(metrics: dict[str, Any]) -> Figure:
-    filled = [row for row in metrics["reliability"] if row[0]]
+    """Accuracy against confidence, and the number of images in each bin."""
+    bins = metrics["reliability"]
     figure = Figure(figsize=(6, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="perfect")
-    upper.plot([row[1] for row in filled], [row[2] for row in filled], marker="o", label="measured")
-    upper.set(title=f"Calibration error {metrics['calibration_error']:.2%}", ylabel="accuracy", xlim=(0, 1))
-    upper.legend()
-    lower.bar([row[1] for row in filled], [row[0] for row in filled], width=0.04)
+    CalibrationDisplay(np.array(bins["accuracy"]), np.array(bins["confidence"]), None).plot(ax=upper, name="measured")
+    upper.set(title=f"Calibration error {metrics['calibration_error']:.2%}", xlabel="", ylabel="accuracy", xlim=(0, 1))
+    lower.bar(bins["confidence"], bins["count"], width=0.04)
     lower.set(xlabel="confidence", ylabel="images", yscale="log")
     return figure
+
+
+def _label(name: str) -> str:
+    """A class name as tick label: at most LABEL_LENGTH characters, dollar signs escaped from matplotlib's formulas."""
+    short = name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…"
+    return short.replace("$", r"\$")
 
 
 def _matrix(metrics: dict[str, Any], width: int) -> str:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,13 +11,17 @@ from training import metrics
 from training.data import Split
 
 
-def test_accuracy_and_confusion_agree() -> None:
-    scores = torch.randn(500, 7, generator=torch.Generator().manual_seed(1))
-    labels = torch.randint(7, (500,), generator=torch.Generator().manual_seed(2))
-    table = metrics.confusion(scores, labels)
-    assert table.sum() == 500
-    assert table.diagonal().sum() / 500 == pytest.approx(metrics.accuracy(scores, labels))
-    assert torch.equal(table.sum(1), labels.bincount(minlength=7))
+def test_accuracy_confusion_and_recall_agree() -> None:
+    scores = torch.randn(500, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.randint(3, (500,), generator=torch.Generator().manual_seed(2))  # no image of the last class
+    found = metrics.classification_metrics(scores.softmax(1), labels, ["a", "b", "c", "accuracy"])
+    table = torch.tensor(found["confusion"])
+    assert table.sum() == found["images"] == 500
+    assert float(table.diagonal().sum() / 500) == pytest.approx(found["accuracy"])
+    assert table.sum(1).tolist() == labels.bincount(minlength=4).tolist()
+    assert found["per_class"]["b"]["recall"] == pytest.approx(float(table[1, 1] / table[1].sum()))
+    assert found["per_class"]["accuracy"]["recall"] == 0
+    assert json.loads(json.dumps(found)) == {**found, "interval_95": list(found["interval_95"])}
 
 
 def test_wilson_interval_of_a_known_case() -> None:
@@ -46,7 +52,11 @@ def test_reliability_counts_every_image_once(count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     probabilities = torch.randn(count, 4, generator=generator).mul(3).softmax(1)
     labels = torch.randint(4, (count,), generator=generator)
-    assert sum(n for n, _, _ in metrics.reliability(probabilities, labels)) == count
+    bins = metrics.reliability(probabilities, labels)
+    assert sum(bins["count"]) == count
+    assert len(bins["count"]) == len(bins["accuracy"]) == len(bins["confidence"])
+    confidence = sum(n * c for n, c in zip(bins["count"], bins["confidence"], strict=True)) / count
+    assert confidence == pytest.approx(float(probabilities.max(1).values.mean()), abs=1e-5)
 
 
 def predict(images: Tensor) -> Tensor:
