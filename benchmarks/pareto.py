@@ -1,8 +1,8 @@
-"""Compares weights files: what each costs in serving, and what its accuracy is. Prints a table, draws a plot.
+"""Accuracy against cost of several weights files, as a table and a plot.
 
-    python -m benchmarks.pareto weights/*.safetensors --out frontier.png
+    python -m benchmarks.pareto weights/*.safetensors --out pareto.png
 
-Accuracies are those of the held-out images, by which one chooses; the test images are not read.
+Accuracies are those on the validation images, which are for such choices; the test images are not read.
 """
 
 import argparse
@@ -14,15 +14,15 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from app import engines
-from app.errors import ThirtytwoError
+from app.errors import ThirtytwoError, WeightsError
 from app.model import weights
 from benchmarks import throughput
 
-BATCHES = (1, 64)  # a lone picture; a busy service
+BATCHES = (1, 64)  # one client; a busy service
 
 
 class Point(NamedTuple):
-    """Accuracies are shares of 1; images/s are of this machine, for each of BATCHES."""
+    """Accuracies are shares of 1; images/s are measured here, for each of BATCHES."""
 
     name: str
     gflops: float
@@ -33,19 +33,23 @@ class Point(NamedTuple):
     training_s: int
 
 
-def point(file: Path, seconds: float = 2.0) -> Point:
-    """Raises WeightsError."""
+def measure(file: Path, seconds: float) -> Point:
+    """Raises WeightsError, also where the card has no validation accuracy."""
     loaded = weights.load(file)
-    card, rates = loaded.card, throughput.measure(engines.load(loaded), loaded.card.input_size, BATCHES, seconds)
-    low, high = card.results["holdout_accuracy_interval"]
+    card, results = loaded.card, loaded.card.results
+    split = "val" if "val_accuracy" in results else "holdout"  # the name in files from before 0.1
+    if f"{split}_accuracy" not in results:
+        raise WeightsError(f"{file} has no validation accuracy on its card.")
+    rates = throughput.measure(engines.load(loaded), card.input_size, BATCHES, seconds)
+    low, high = results[f"{split}_accuracy_interval"]
     return Point(
         card.name,
         card.forward_gflops or 0.0,
         file.stat().st_size / 1e6,
         tuple(rates[batch] for batch in BATCHES),
-        card.results["holdout_accuracy"],
+        results[f"{split}_accuracy"],
         (low, high),
-        card.results["training_s"],
+        results["training_s"],
     )
 
 
@@ -53,7 +57,7 @@ def table(points: Sequence[Point]) -> str:
     """Markdown."""
     speeds = [f"images/s, batch {batch}" for batch in BATCHES]
     lines = [
-        f"| network | GFLOPs | MB | {' | '.join(speeds)} | held-out accuracy | 95 % interval | training s |",
+        f"| network | GFLOPs | MB | {' | '.join(speeds)} | validation accuracy | 95 % interval | training s |",
         "| --- |" + " ---: |" * (6 + len(BATCHES)),
     ]
     for p in points:
@@ -67,7 +71,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def plot(points: Sequence[Point]) -> Figure:
-    """Accuracy against operations, and against speed with a busy service's batches."""
+    """Accuracy against operations, and against images/s in large batches."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     costs = [p.gflops for p in points], [p.images_per_s[-1] for p in points]
@@ -81,7 +85,7 @@ def plot(points: Sequence[Point]) -> Figure:
         axes.minorticks_off()
         axes.margins(x=0.2)
         axes.grid(alpha=0.3)
-    left.set(xlabel="GFLOPs an image", ylabel="held-out accuracy, 95 % interval")
+    left.set(xlabel="GFLOPs per image", ylabel="validation accuracy, 95 % interval")
     right.set(xlabel=f"images/s in batches of {BATCHES[-1]}")
     return figure
 
@@ -89,10 +93,11 @@ def plot(points: Sequence[Point]) -> Figure:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pareto", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("weights", type=Path, nargs="+", metavar="FILE", help="weights files to compare")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="where to draw them")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="file for the plot")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="FLOAT", help="per batch size [%(default)s]")
     arguments = parser.parse_args(argv)
     try:
-        points = sorted((point(file) for file in arguments.weights), key=lambda p: p.gflops)
+        points = sorted((measure(file, arguments.seconds) for file in arguments.weights), key=lambda p: p.gflops)
         print(table(points))
         if arguments.out:
             plot(points).savefig(arguments.out, dpi=120)

@@ -1,19 +1,28 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import throughput
 
 
 def test_every_batch_size_is_measured() -> None:
-    asked = set()
-    rates = throughput.measure(lambda images: asked.add((images.shape, images.dtype)), size=16, seconds=0)
-    assert asked == {((batch, 16, 16, 3), np.dtype(np.uint8)) for batch in throughput.BATCHES}
+    seen = set()
+    rates = throughput.measure(lambda images: seen.add((images.shape, images.dtype)), size=16, seconds=0)
+    assert seen == {((batch, 16, 16, 3), np.dtype(np.uint8)) for batch in throughput.BATCHES}
     assert all(rate > 0 for rate in rates.values())
-    assert throughput.table({"1": 1234}).splitlines()[-1] == "| 1 | 1,234 |"
+    assert throughput.table({1: 1234}).splitlines()[-1] == "| 1 | 1,234 |"
 
 
-def test_the_processor_has_a_name(tmp_path: Path) -> None:
+def test_cpu_model_is_read(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n")
-    assert throughput.processor(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
-    assert throughput.processor(tmp_path / "none")
+    assert throughput.cpu_model(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
+    assert throughput.cpu_model(tmp_path / "none")
+
+
+def test_table_of_a_weights_file_is_printed(tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    throughput.main(["--weights", str(tiny_weights), "--device", "cpu", "--seconds", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("openvino in ")
+    assert lines[2] == "| batch | images/s |"
+    assert len(lines) == 4 + len(throughput.BATCHES)
