@@ -69,7 +69,7 @@ def export(
     validation images. Test images are read once, after everything is chosen.
     """
     results: dict[str, Any] = {"training_s": round(training_s)}
-    references = _reference_images(val)
+    references = reference_images(val)
     weights = Weights(card, quantized_state(network), references, np.empty(0, np.float32), "")
     # The ranges are those of the stored weights, so that weight rounding is part of the error they minimise.
     ranges = calibration.calibrate_activation_ranges(load_network(weights), val.images[:RANGE_IMAGES])
@@ -79,10 +79,10 @@ def export(
     weights = calibration.with_card(weights, temperature=temperature, label_smoothing_correction=correction)
     card, engine = weights.card, engines.load(weights)
     probabilities = metrics.predict(engine, val.images)
-    results.update(_results("val", probabilities, val.labels))
+    results.update(split_results("val", probabilities, val.labels))
     if len(test):
         probabilities = metrics.predict(engine, test.images)
-        results.update(_results("test", probabilities, test.labels))
+        results.update(split_results("test", probabilities, test.labels))
         card = card.model_copy(update={"test_accuracy": round(metrics.accuracy(probabilities, test.labels), 6)})
     save(path, card, weights.state, references, weights.reference_probabilities)
     return weights._replace(card=card), probabilities
@@ -97,7 +97,8 @@ def _forward_gflops(network: nn.Module, size: int) -> float:
     return float(f"{counter.get_total_flops() / 1e9:.4g}")
 
 
-def _results(split: str, probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
+def split_results(split: str, probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Metrics for the card; the keys begin with the name of the split."""
     result = metrics.evaluate(split, probabilities, labels)
     return {
         f"{split}_images": len(labels),
@@ -107,7 +108,7 @@ def _results(split: str, probabilities: Tensor, labels: Tensor) -> dict[str, Any
     }
 
 
-def _reference_images(val: Split) -> np.ndarray:
+def reference_images(val: Split) -> np.ndarray:
     """The first validation image of each of the first classes, uint8 [R, S, S, 3]."""
     firsts = [int((val.labels == label).nonzero()[0]) for label in val.labels.unique()[:REFERENCE_IMAGES]]
     return val.images[firsts].numpy()

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app import engines
+from app.engines import CascadeEngine
+from app.errors import DataError
+from app.model import weights
+from app.model.weights import Weights
+from tests.support.training import fit
+from training import cascade
+
+
+@pytest.fixture(scope="module")
+def networks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A small and a larger network, trained on the same images."""
+    paths = [tmp_path_factory.mktemp(name) for name in ("small", "large")]
+    return [fit(folder, path, "--widths", widths) for path, widths in zip(paths, ("4,4,4", "12,12,12"), strict=True)]
+
+
+def compose(networks: list[Path], folder: Path, out: Path, *flags: str) -> Weights:
+    files = [str(path) for path in networks]
+    cascade.main([*files, "--data", str(folder), "--out", str(out), *flags])
+    return weights.load(out)
+
+
+@pytest.mark.slow
+def test_cascade_is_composed_verified_and_evaluated(networks: list[Path], folder: Path, tmp_path: Path) -> None:
+    stages = ["--stage", "0", "--stage", "1", "--stage", "1:flip:2"]
+    loaded = compose(networks, folder, tmp_path / "cascade.safetensors", *stages)
+    card = loaded.card
+    assert [(stage.network, stage.hflip, stage.average_last) for stage in card.stages] == [
+        (0, False, 1),
+        (1, False, 1),
+        (1, True, 2),
+    ]
+    assert card.stages[0].share == 1.0
+    assert card.parameters == sum(network.parameters for network in card.networks)
+    assert card.results["test_stage_shares"][0] == 1.0
+    assert len(card.results["test_jpeg80_stage_accuracies"]) == 3
+    assert card.forward_gflops == card.results["test_gflops"]
+    engine = engines.load(loaded)
+    assert isinstance(engine, CascadeEngine)
+    assert np.isfinite(engine(loaded.reference_images).probabilities).all()
+
+
+@pytest.mark.slow
+def test_test_images_can_be_left_unread(networks: list[Path], folder: Path, tmp_path: Path) -> None:
+    card = compose(networks, folder, tmp_path / "c.safetensors", "--stage", "0", "--stage", "1", "--no-test").card
+    assert card.test_accuracy is None
+    assert not any(name.startswith("test") for name in card.results)
+    assert "val_stage_shares" in card.results
+
+
+def test_networks_of_other_classes_are_refused(tiny_weights: Path) -> None:
+    tiny = weights.load(tiny_weights)
+    other = tiny._replace(card=tiny.card.model_copy(update={"classes": list("abcdefghij")}))
+    with pytest.raises(DataError, match="same classes"):
+        cascade.compose([tiny, other], [], "x", cascade.Split(torch.empty(0), torch.empty(0)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0", (0, False, 1)), ("2:flip", (2, True, 1)), ("1:3", (1, False, 3)), ("1:flip:2", (1, True, 2))],
+)
+def test_stage_flags_are_parsed(text: str, expected: tuple[int, bool, int]) -> None:
+    stage = cascade.parse_stage(text)
+    assert (stage.network, stage.hflip, stage.average_last) == expected

@@ -1,0 +1,178 @@
+"""Composes trained networks into a cascade and writes its weights file.
+
+    python -m training.cascade small.safetensors large.safetensors --stage 0 --stage 1 --stage 1:flip:2 \\
+        --data DIR --out weights/cascade.safetensors
+
+A stage is NETWORK, an index into the files, then optionally `:flip` for the horizontal flip of the image and `:K` for
+the mean log-probabilities of the last K stages. Calibrations and thresholds are fitted to validation images that no
+network was trained on: the files must have been trained with one --seed and one --val-fraction.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app import engines
+from app.engines import CascadeEngine, Output
+from app.engines.cascade import PROBABILITY_FLOOR
+from app.engines.pytorch import load_network
+from app.errors import DataError, ThirtytwoError
+from app.model import weights as weights_file
+from app.model.card import ModelCard, Stage
+from app.model.weights import Weights, cascade_state, save
+from training import augment, calibration, cli, data, metrics
+from training.data import Split
+from training.exits import Array, averages, fit_exits, probabilities_of, reaching
+from training.export import reference_images, split_results
+
+JPEG_QUALITY = 80
+
+
+def parse_stage(text: str) -> Stage:
+    """`1`, `1:flip` or `1:flip:2`; raises ValueError."""
+    network, *options = text.split(":")
+    averaged = [int(option) for option in options if option != "flip"]
+    return Stage(network=int(network), hflip="flip" in options, average_last=averaged[0] if averaged else 1)
+
+
+def compose(networks: Sequence[Weights], stages: Sequence[Stage], name: str, val: Split) -> Weights:
+    """The cascade with calibrations and thresholds fitted to `val`, clean and as JPEG; without test results.
+
+    Raises DataError for networks that differ in classes or input size.
+    """
+    first = networks[0].card
+    if any(each.card.classes != first.classes or each.card.input_size != first.input_size for each in networks):
+        raise DataError("The networks of a cascade need the same classes and input size.")
+    clean, lossy = (stage_outputs(networks, stages, images) for images in (val.images, _as_jpeg(val.images)))
+    costs = [networks[stage.network].card.forward_gflops or 0.0 for stage in stages]
+    fitted = fit_exits(stages, np.concatenate([clean, lossy], 1), val.labels.repeat(2).numpy(), costs)
+    shares = reaching(fitted, clean).mean(1)
+    fitted = [
+        stage.model_copy(update={"share": round(float(share), 4)}) for stage, share in zip(fitted, shares, strict=True)
+    ]
+    references = reference_images(val)
+    outputs = reference_outputs(networks, fitted, references)
+    card = ModelCard(
+        name=name,
+        classes=first.classes,
+        input_size=first.input_size,
+        architecture="cascade",
+        arguments={},
+        parameters=sum(each.card.parameters for each in networks),
+        forward_gflops=float(f"{np.dot(shares, costs):.4g}"),
+        temperature=1.0,
+        networks=[each.card for each in networks],
+        stages=fitted,
+        test_accuracy=None,
+        dataset=first.dataset,
+        recipe={"stages": [stage.model_dump(include={"network", "hflip", "average_last"}) for stage in stages]},
+    )
+    return Weights(card, cascade_state(networks), references, outputs[-1], "", outputs)
+
+
+def stage_outputs(networks: Sequence[Weights], stages: Sequence[Stage], images: torch.Tensor) -> Array:
+    """Log-probabilities float32 [stages, N, classes], averaged as the stages say, on the engines that serve."""
+    loaded = [engines.load(calibration.uncalibrated(each)) for each in networks]
+    views = {
+        (stage.network, stage.hflip): metrics.predict(loaded[stage.network], images.flip(2) if stage.hflip else images)
+        for stage in stages
+    }
+    singles = [np.log(np.maximum(views[stage.network, stage.hflip].numpy(), PROBABILITY_FLOOR)) for stage in stages]
+    return averages(stages, singles)
+
+
+@torch.inference_mode()
+def reference_outputs(networks: Sequence[Weights], stages: Sequence[Stage], images: NDArray[np.uint8]) -> Array:
+    """Probabilities float32 [stages, R, classes] after each stage, in float32 on the CPU."""
+    loaded = [load_network(each) for each in networks]
+    singles = []
+    for stage in stages:
+        batch = torch.from_numpy(np.ascontiguousarray(images[:, :, ::-1] if stage.hflip else images))
+        softmax = loaded[stage.network](batch.permute(0, 3, 1, 2)).softmax(1).numpy()
+        singles.append(np.log(np.maximum(softmax, PROBABILITY_FLOOR)))
+    means = averages(stages, singles)
+    return np.stack([probabilities_of(*each) for each in zip(stages, means, strict=True)])
+
+
+def evaluate(cascade: Weights, name: str, split: Split) -> dict[str, Any]:
+    """Metrics of the cascade as served, on clean images and as JPEG; keys begin with `name`."""
+    engine = engines.load(cascade)
+    assert isinstance(engine, CascadeEngine)
+    clean = _evaluate(engine, cascade.card, name, split.images, split.labels)
+    return clean | _evaluate(engine, cascade.card, f"{name}_jpeg80", _as_jpeg(split.images), split.labels)
+
+
+def _evaluate(
+    engine: CascadeEngine, card: ModelCard, name: str, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    """Accuracy and calibration; mean cost, and of each stage the share of images and its accuracy on all of them."""
+    batches = [np.ascontiguousarray(part.numpy()) for part in images.split(metrics.ENGINE_BATCH)]
+    served = [engine(batch) for batch in batches]
+    stages = [engine.run_stages(batch, early_exit=False) for batch in batches]
+    exits = np.concatenate([output.stages for output in served])
+    shares = np.array([(exits >= stage).mean() for stage in range(len(card.stages))])
+    costs = np.array([card.networks[stage.network].forward_gflops or 0.0 for stage in card.stages])
+    accuracies = [metrics.accuracy(_concatenated(each), labels) for each in zip(*stages, strict=True)]
+    return {
+        **split_results(name, _concatenated(served), labels),
+        f"{name}_gflops": round(float(shares @ costs), 4),
+        f"{name}_stage_shares": shares.round(4).tolist(),
+        f"{name}_stage_accuracies": [round(each, 4) for each in accuracies],
+    }
+
+
+def _concatenated(outputs: Sequence[Output]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([output.probabilities for output in outputs]))
+
+
+def _as_jpeg(images: torch.Tensor) -> torch.Tensor:
+    return augment.lossy_roundtrip_batch(images, JPEG_QUALITY)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python -m training.cascade", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("networks", type=Path, nargs="+", metavar="FILE", help="weights files of single networks, cheapest first")
+    add("--stage", type=parse_stage, action="append", required=True, metavar="N[:flip][:K]", help="a stage, in order")
+    add("--data", type=Path, required=True, metavar="DIR", help="data folder that the networks were trained on")
+    add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
+    add("--name", help="name on the model card [name of --out]")
+    add("--no-test", action="store_true", help="do not read the test images")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    networks = [weights_file.load(file) for file in arguments.networks]
+    card = networks[-1].card
+    dataset = data.load(arguments.data, card.input_size, ["train"] if arguments.no_test else data.SPLITS)
+    val_fraction = card.recipe.get("val_fraction") or card.recipe["holdout"]  # its former name
+    _, val = data.train_val_split(dataset.train, float(val_fraction), card.recipe["seed"])
+    cascade = compose(networks, arguments.stage, arguments.name or arguments.out.stem, val)
+    results = evaluate(cascade, "val", val)
+    card = cascade.card
+    if not arguments.no_test:
+        results |= evaluate(cascade, "test", dataset.test)
+        update = {"test_accuracy": results["test_accuracy"], "forward_gflops": results["test_gflops"]}
+        card = card.model_copy(update=update)
+    save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
+    for name, value in results.items():
+        print(f"{name:28} {value}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        run(parse(argv))
+    except (ThirtytwoError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
