@@ -88,13 +88,12 @@ class EncodedImage:
 
     @property
     def cost_s(self) -> float:
-        """Estimated seconds of CPU of `decode`."""
-        units = BASE_COST + self._work + UNITS_PER_BYTE * len(self._container.data)
-        return units * SECONDS_PER_UNIT
+        """Estimated seconds of CPU of `decode`, at the worst for such a header."""
+        return SECONDS_PER_UNIT * (BASE_COST + self._work + UNITS_PER_BYTE * len(self._container.data))
 
     @property
     def decoded_pixels(self) -> int:
-        """Pixels that are decoded: of a JPEG those after its scaling by DCT."""
+        """Pixels that the decoder writes; fewer than width x height for a large JPEG, which is decoded at a scale."""
         return self._container.decoded_pixels(self._limits.size)
 
     @property
@@ -124,7 +123,7 @@ class EncodedImage:
         limits, pixels = self._limits, self.width * self.height
         if max(self.width, self.height) > MAX_SIDE:
             raise TooLarge(f"The image is {self.width} x {self.height}; a side has at most {MAX_SIDE} pixels.")
-        decoded = self._container.decoded_pixels(limits.size)
+        decoded = self.decoded_pixels
         if decoded > limits.max_pixels or self._work > limits.work:
             raise TooLarge(self._too_large(limits.max_pixels / max(decoded, 1), limits.work / max(self._work, 1)))
         if pixels == 0:

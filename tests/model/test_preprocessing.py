@@ -218,9 +218,16 @@ def test_cost_grows_with_pixels_bytes_and_depth() -> None:
     sizes = [encode(Image.new("RGB", (side, side)), "PNG") for side in (32, 200, 2000)]
     costs = [EncodedImage(data, LIMITS).cost_s for data in sizes]
     assert costs == sorted(set(costs))
+    assert 0.05 < EncodedImage(sizes[2], LIMITS).cost_s < 0.2
     deep, shallow = (encode(Image.new(mode, (200, 200)), "PNG") for mode in ("RGBA", "L"))
     assert EncodedImage(deep, LIMITS).cost_s > EncodedImage(shallow, LIMITS).cost_s
     assert EncodedImage(sizes[0] + bytes(1_000_000), LIMITS).cost_s > EncodedImage(sizes[0], LIMITS).cost_s + 0.008
+
+
+def test_a_large_jpeg_counts_the_pixels_of_its_scale() -> None:
+    image = EncodedImage(encode(picture(size=(1600, 1200)), "JPEG"), LIMITS)
+    assert (image.width, image.height, image.decoded_pixels) == (1600, 1200, 200 * 150)
+    assert EncodedImage(encode(picture(size=(160, 120)), "PNG"), LIMITS).decoded_pixels == 160 * 120
 
 
 def test_only_small_files_of_few_pixels_are_cheap(cat: bytes) -> None:

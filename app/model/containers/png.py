@@ -46,18 +46,20 @@ class Png(Container):
         if kind == b"IDAT" and FIRST_CHUNK + 24 + length == len(self.data):
             return Essential(self.data, orientation.UPRIGHT)  # one IDAT and IEND, as most encoders write a small file
         view = memoryview(self.data)
-        kept, pixels = [view[:FIRST_CHUNK]], []
+        palette: dict[bytes, memoryview] = {}
+        pixels: list[memoryview] = []
         metadata: dict[bytes, tuple[int, int]] = {}
         for kind, start, end in self._chunks():
             if kind == b"IDAT":
                 pixels.append(view[start:end])
             elif kind in (b"PLTE", b"tRNS"):
-                kept.append(view[start - 8 : end + 4])
+                palette.setdefault(kind, view[start - 8 : end + 4])
             elif kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
                 name = kind if kind == b"eXIf" else self.data[start : start + KEYWORD_BYTES].partition(b"\0")[0]
                 metadata.setdefault(name, (start, end))
         header = CHUNK.pack(sum(map(len, pixels)), b"IDAT")
-        return Essential(b"".join([*kept, header, *pixels, END]), self._orientation(metadata))
+        data = b"".join([view[:FIRST_CHUNK], *palette.values(), header, *pixels, END])
+        return Essential(data, self._orientation(metadata))
 
     def _chunks(self) -> Iterator[tuple[bytes, int, int]]:
         """Kind, start and end of the content of each chunk behind IHDR, up to IEND or the end of the bytes."""
