@@ -2,8 +2,8 @@
 
 import io
 import struct
-from time import thread_time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
 from app.model import resampling
 from app.model.containers import CONTAINERS
+from app.model.containers.stream import Part, Stream
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
 
@@ -110,7 +111,7 @@ class EncodedImage:
         size = self._limits.size
         try:
             essential = self._container.essential(self._limits.work)
-            image = self._load(essential.data)
+            image = self._load(essential.parts)
             pixels = _pixels(resampling.fit(image, essential.orientation, size))
         except RequestError:
             raise
@@ -138,9 +139,9 @@ class EncodedImage:
         of_kind = f" of a {self._container.description}" if work_share < pixels_share else ""
         return f"The image has {self.width} x {self.height} pixels; at most {accepted}{of_kind} are accepted."
 
-    def _load(self, data: bytes) -> Image.Image:
+    def _load(self, parts: Sequence[Part]) -> Image.Image:
         """The decoded picture, a large JPEG at the nearest scale above twice the input size."""
-        image = self._container.plugin(self._stream(data))
+        image = self._container.plugin(self._open(parts))
         if image.size != (self.width, self.height):
             raise _broken(self.format)
         if self.format == "JPEG":
@@ -150,23 +151,10 @@ class EncodedImage:
             return image.convert("RGB")  # an alpha channel that nobody has filled
         return image
 
-    def _stream(self, data: bytes) -> io.BytesIO:
-        if len(data) <= METERED_BYTES:
-            return io.BytesIO(data)
-        return _MeteredFile(data, GRACE_S + MAX_SLOWDOWN * self.cost_s)
-
-
-class _MeteredFile(io.BytesIO):
-    """A file whose reads end with an error once this thread has used so many seconds of CPU."""
-
-    def __init__(self, data: bytes, seconds: float) -> None:
-        super().__init__(data)
-        self._end = thread_time() + seconds
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if thread_time() > self._end:
-            raise UndecodableImage("The image takes far more time to decode than its size needs.")
-        return super().read(size)
+    def _open(self, parts: Sequence[Part]) -> IO[bytes]:
+        if len(self._container.data) <= METERED_BYTES:
+            return io.BytesIO(parts[0] if len(parts) == 1 else b"".join(parts))
+        return cast("IO[bytes]", Stream(parts, GRACE_S + MAX_SLOWDOWN * self.cost_s))
 
 
 def load_decoders() -> None:

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from app.errors import RequestError, TooLarge, UndecodableImage
-from app.model.containers import CONTAINERS, orientation
+from app.model.containers import CONTAINERS, orientation, stream
+from app.model.containers.stream import Stream
 from app.model.preprocessing import SECONDS_PER_UNIT, EncodedImage, Limits, decode
 from app.model.resampling import to_rgb
 from tests.support.decompression_bombs import chunk
@@ -181,6 +182,47 @@ def test_png_orientation_is_read_from_each_carrier(carrier: str, turned: int) ->
     data = saved(picture("RGB", 50, 30), "PNG", pnginfo=info, **options)
     assert np.array_equal(decode(data, LIMITS).pixels, reference(data))
     assert CONTAINERS["PNG"](data).essential(LIMITS.work).orientation == turned
+
+
+@given(parts=st.lists(st.binary(max_size=9), min_size=1), moves=st.lists(st.tuples(st.integers(-1, 20), st.booleans())))
+def test_a_stream_reads_as_its_joined_parts(parts: list[bytes], moves: list[tuple[int, bool]]) -> None:
+    joined = io.BytesIO(b"".join(parts))
+    parted = Stream([memoryview(part) for part in parts], 60.0)
+    length = len(joined.getvalue())
+    for number, reads in moves:
+        if reads:
+            assert parted.read(number) == joined.read(number)
+        else:
+            place = min(max(number, 0), length)
+            assert parted.seek(place) == joined.seek(place)
+        assert parted.tell() == joined.tell()
+    assert parted.seek(0, io.SEEK_END) == length
+    assert parted.seek(-min(3, length), io.SEEK_CUR) == length - min(3, length)
+
+
+def test_a_stream_ends_with_its_cpu_time() -> None:
+    with pytest.raises(UndecodableImage, match="far more time"):
+        Stream([b"data"], -1.0).read()
+
+
+@pytest.mark.parametrize("place", [5, stream.WINDOW - 1, stream.WINDOW, 3 * stream.WINDOW + 7])
+def test_a_needle_is_found_in_every_window(place: int) -> None:
+    data = bytes(place) + b"\xff\xd9" + bytes(stream.WINDOW)
+    assert stream.find(data, b"\xff\xd9", 0, len(data)) == place
+    assert stream.find(data, b"\xff\xd9", 2, place + 1) == -1
+    assert stream.find(data, b"\xff\xd9", place + 1, len(data)) == -1
+
+
+def test_a_file_of_many_parts_is_decoded_as_one() -> None:
+    """Over 64 kB, so that it is read in parts: a PNG of many IDAT chunks, as libpng writes it."""
+    rows = np.random.default_rng(0).integers(0, 256, (300, 901), np.uint8)
+    rows[:, 0] = 0
+    whole = png(300, 300, 8, 2, rows.tobytes())
+    idat = whole[41:-16]
+    parts = b"".join(chunk(b"IDAT", idat[i : i + 8192]) for i in range(0, len(idat), 8192))
+    split = whole[:33] + parts + chunk(b"IEND", b"")
+    assert len(split) > 200_000
+    assert np.array_equal(decode(split, LIMITS).pixels, reference(split))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

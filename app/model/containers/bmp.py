@@ -34,4 +34,4 @@ class Bmp(Container):
             raise UndecodableImage(f"The BMP has a palette of {colours} colours; at most {MAX_COLOURS} are accepted.")
 
     def essential(self, work_limit: int) -> Essential:
-        return Essential(self.data, orientation.UPRIGHT)
+        return Essential([self.data], orientation.UPRIGHT)

@@ -1,15 +1,18 @@
 """An image file whose header has been read: what every format has in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from PIL import ImageFile
 
+from app.model.containers.stream import Part
+
 
 class Essential(NamedTuple):
-    """The file without metadata, and the EXIF orientation that its metadata gives (1 to 8; 1 is upright)."""
+    """The file without metadata, in parts, and the EXIF orientation of its metadata (1 to 8; 1 is upright)."""
 
-    data: bytes
+    parts: Sequence[Part]
     orientation: int
 
 

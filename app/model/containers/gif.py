@@ -28,8 +28,8 @@ class Gif(Container):
         self.width, self.height = max(width, left + columns), max(height, top + rows)
 
     def essential(self, work_limit: int) -> Essential:
-        data = b"".join([self.data[: self._head_end], self._control, self.data[self._frame :]])
-        return Essential(data, orientation.UPRIGHT)
+        head = self.data[: self._head_end] + self._control
+        return Essential([head, memoryview(self.data)[self._frame :]], orientation.UPRIGHT)
 
     def _find_frame(self, place: int) -> int:
         """The place of the first image descriptor. Raises UndecodableImage past MAX_BLOCKS."""

@@ -7,6 +7,7 @@ from PIL import JpegImagePlugin
 from app.errors import UndecodableImage
 from app.model.containers import orientation
 from app.model.containers.container import Container, Essential
+from app.model.containers.stream import find
 
 SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
 DHT, JPG, DAC, EOI, SOS, DQT, DRI = 0xC4, 0xC8, 0xCC, 0xD9, 0xDA, 0xDB, 0xDD
@@ -61,13 +62,13 @@ class Jpeg(Container):
         return int(entropy) + self.decoded_pixels(size)
 
     def essential(self, work_limit: int) -> Essential:
-        end = self.data.find(END, self._scan)
+        end = find(self.data, END, self._scan, len(self.data))
         end = len(self.data) if end < 0 else end + 2
         if self._buffered:
             self._check_scans(end, work_limit)
-        data = b"".join([*self._kept, memoryview(self.data)[self._scan : end]])
         exif = orientation.from_exif(self._metadata.get(EXIF, b""))
-        return Essential(data, exif or orientation.from_xmp(self._metadata.get(XMP, b"")) or orientation.UPRIGHT)
+        turned = exif or orientation.from_xmp(self._metadata.get(XMP, b"")) or orientation.UPRIGHT
+        return Essential([b"".join(self._kept), memoryview(self.data)[self._scan : end]], turned)
 
     def _read_segments(self) -> int:
         """The place of the first scan's marker. Keeps what decoding needs of the segments before it."""
@@ -137,7 +138,7 @@ class Jpeg(Container):
                 raise UndecodableImage(f"The JPEG has more than {MAX_SCANS} scans.")
             if visits > VISITS_PER_UNIT * work_limit:
                 raise UndecodableImage("The progressive JPEG has too many scans for its size.")
-            place = self.data.find(SCAN, place + 2, end)
+            place = find(self.data, SCAN, place + 2, end)
 
     def _visits(self, place: int) -> int:
         """Coefficients that a scan may change."""

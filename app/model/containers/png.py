@@ -44,7 +44,7 @@ class Png(Container):
     def essential(self, work_limit: int) -> Essential:
         length, kind = CHUNK.unpack_from(self.data, FIRST_CHUNK)
         if kind == b"IDAT" and FIRST_CHUNK + 24 + length == len(self.data):
-            return Essential(self.data, orientation.UPRIGHT)  # one IDAT and IEND, as most encoders write a small file
+            return Essential([self.data], orientation.UPRIGHT)  # one IDAT and IEND, as most encoders write a small file
         view = memoryview(self.data)
         palette: dict[bytes, memoryview] = {}
         pixels: list[memoryview] = []
@@ -58,8 +58,8 @@ class Png(Container):
                 name = kind if kind == b"eXIf" else self.data[start : start + KEYWORD_BYTES].partition(b"\0")[0]
                 metadata.setdefault(name, (start, end))
         header = CHUNK.pack(sum(map(len, pixels)), b"IDAT")
-        data = b"".join([view[:FIRST_CHUNK], *palette.values(), header, *pixels, END])
-        return Essential(data, self._orientation(metadata))
+        head = b"".join([view[:FIRST_CHUNK], *palette.values(), header])
+        return Essential([head, *pixels, END], self._orientation(metadata))
 
     def _chunks(self) -> Iterator[tuple[bytes, int, int]]:
         """Kind, start and end of the content of each chunk behind IHDR, up to IEND or the end of the bytes."""

@@ -44,7 +44,7 @@ class WebP(Container):
         return WORK_PER_PIXEL * self.width * self.height
 
     def essential(self, work_limit: int) -> Essential:
-        return Essential(self.data, self._orientation() if self._extended else orientation.UPRIGHT)
+        return Essential([self.data], self._orientation() if self._extended else orientation.UPRIGHT)
 
     def _orientation(self) -> int:
         """From the first EXIF chunk or the first XMP chunk."""
