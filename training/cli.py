@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for section in SECTIONS:
         group = parser.add_argument_group(section.__doc__)
         for name, field in section.model_fields.items():
-            options: dict[str, Any] = {"default": None, "help": f"{field.description} [{_default_and_bounds(field)}]"}
+            options: dict[str, Any] = {"default": None, "help": f"{field.description}{_default_and_bounds(field)}"}
             if field.annotation is bool:
                 options["action"] = argparse.BooleanOptionalAction
             elif get_origin(field.annotation) is Literal:
@@ -45,15 +45,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _default_and_bounds(field: FieldInfo) -> str:
-    value = field.default
-    default = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    """` [0.05; > 0 and < 1]`; empty for a field without either."""
+    value = {True: "on", False: "off"}.get(field.default, field.default) if field.annotation is bool else field.default
+    default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     bounds = [
         f"{operator} {getattr(bound, name):g}"
         for bound in field.metadata
         for name, operator in OPERATORS.items()
         if hasattr(bound, name)
     ]
-    return "; ".join([str(default), *([" and ".join(bounds)] if bounds else [])])
+    parts = [part for part in (default, " and ".join(bounds)) if part]
+    return f" [{'; '.join(parts)}]" if parts else ""
 
 
 def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None) -> Recipe:

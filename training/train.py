@@ -132,7 +132,10 @@ def _write_report(
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(
-        prog="python -m training.train", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+        prog="python -m training.train",
+        usage="python -m training.train --data DIR [--out FILE] [options]",
+        description=(__doc__ or "").splitlines()[0],
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR",

@@ -132,8 +132,12 @@ def test_an_unknown_processor_computes_in_float32(tmp_path: Path) -> None:
     assert hardware.pick_precision(hardware.cpu_flags(tmp_path / "none")) == "float32"
 
 
-def test_a_trained_networks_int8_agrees_with_float32() -> None:
-    """On the bundled weights, int8 moves no example's label."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_bundled_weights_run_in_every_openvino_precision(precision: str) -> None:
+    assert engines.load(weights.load(weights.BUNDLED), name="openvino", precision=precision).precision == precision
+
+
+def test_int8_agrees_with_float32_on_trained_weights() -> None:
     from app.model.preprocessing import Limits, decode
 
     bundled = weights.load(weights.BUNDLED)

@@ -68,7 +68,9 @@ def test_help_shows_defaults_choices_and_bounds() -> None:
     assert "[128,384,512]" in text
     assert "--arch {convnet,lenet,mlp}" in text
     assert "--hflip, --no-hflip" in text
+    assert "alternating each epoch (airbench) [on]" in text
     assert "holdout" not in text
+    assert "[]" not in text
     assert all(field.description for section in SECTIONS for field in section.model_fields.values())
 
 
