@@ -30,66 +30,66 @@ def tiny(tiny_weights: Path) -> Weights:
         ("openvino", "int8", 0.03),
     ],
 )
-def test_every_engine_gives_the_networks_probabilities(
+def test_engines_reproduce_the_reference_probabilities(
     tiny: Weights, name: str, precision: str, tolerance: float
 ) -> None:
-    run = engines.load(tiny, name=name, precision=precision)
-    assert (run.name, run.device, run.precision) == (name, "cpu", precision)
-    got = run(tiny.reference_images).probabilities
-    assert got.shape == (4, 10)
-    assert got.dtype == np.float32
-    assert np.allclose(got.sum(1), 1, atol=1e-3)
-    assert np.abs(got - tiny.reference_probabilities).max() < tolerance
+    engine = engines.load(tiny, name=name, precision=precision)
+    assert (engine.name, engine.device, engine.precision) == (name, "cpu", precision)
+    found = engine(tiny.reference_images).probabilities
+    assert found.shape == (4, 10)
+    assert found.dtype == np.float32
+    assert np.allclose(found.sum(1), 1, atol=1e-3)
+    assert np.abs(found - tiny.reference_probabilities).max() < tolerance
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_smoothing_is_undone_and_the_order_stays(tiny: Weights, name: str) -> None:
+def test_smoothing_correction_keeps_the_order(tiny: Weights, name: str) -> None:
     plain = tiny.reference_probabilities
     smoothing = 10 * float(np.sort(plain, 1)[0, -3])  # all but two of the first image's classes are below it
     less = np.maximum(plain - smoothing / 10, plain / 100)
     expected = less / less.sum(1, keepdims=True)
     card = tiny.card.model_copy(update={"label_smoothing_correction": smoothing})
     corrected = tiny._replace(card=card, reference_probabilities=expected)
-    got = engines.load(corrected, name=name, precision="float32")(tiny.reference_images).probabilities
-    assert np.abs(got - expected).max() < 1e-5
-    assert np.array_equal(got.argsort(1), plain.argsort(1))
-    assert got[0].max() > 2 * plain[0].max()
+    found = engines.load(corrected, name=name, precision="float32")(tiny.reference_images).probabilities
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.array_equal(found.argsort(1), plain.argsort(1))
+    assert found[0].max() > 2 * plain[0].max()
 
 
-def test_the_fast_engine_does_not_mind_the_company(tiny: Weights) -> None:
-    """An answer is the same, bit for bit, exclusive and in any batch."""
-    run = engines.load(tiny, name="openvino")
+def test_openvino_results_are_independent_of_the_batch(tiny: Weights) -> None:
+    """Results are bit-identical, exclusive or not, in a batch of any size."""
+    engine = engines.load(tiny, name="openvino")
     images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
-    together = run(images).probabilities
+    whole = engine(images).probabilities
     for size, exclusive in ((1, True), (3, True), (8, False), (16, False)):
         assert np.array_equal(
-            np.concatenate([run(images[i : i + size], exclusive).probabilities for i in range(0, 24, size)]), together
+            np.concatenate([engine(images[i : i + size], exclusive).probabilities for i in range(0, 24, size)]), whole
         )
 
 
 @pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 2), (5, 2)])
-def test_the_fast_engine_serves_two_threads_at_once(tiny: Weights, threads: int, streams: int) -> None:
-    run = engines.load(tiny, threads=threads, name="openvino")
-    assert run.streams == streams
+def test_openvino_streams_run_concurrently(tiny: Weights, threads: int, streams: int) -> None:
+    engine = engines.load(tiny, threads=threads, name="openvino")
+    assert engine.streams == streams
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
-    expected = run(images).probabilities
+    expected = engine(images).probabilities
     with ThreadPoolExecutor(streams) as pool:
-        for got in pool.map(lambda i: run(images[i:], exclusive=streams == 1).probabilities, range(60)):
-            assert np.array_equal(got, expected[-len(got) :])
+        for found in pool.map(lambda i: engine(images[i:], exclusive=streams == 1).probabilities, range(60)):
+            assert np.array_equal(found, expected[-len(found) :])
 
 
-def test_a_cpu_gets_openvino_by_default(tiny: Weights) -> None:
+def test_cpu_runs_openvino_by_default(tiny: Weights) -> None:
     assert engines.load(tiny, device="cpu").name == "openvino"
 
 
-def test_an_architecture_only_torch_knows_falls_back_to_it(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
+def test_unsupported_architecture_falls_back_to_torch(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
     other = tiny._replace(card=tiny.card.model_copy(update={"architecture": "lenet"}))
     with pytest.raises(WeightsError, match="Invalid arguments of lenet"):
         engines.load(other)
     assert "falling back to torch: The openvino engine does not support the architecture lenet" in caplog.text
 
 
-def test_references_that_are_not_reproduced_are_refused(tiny: Weights) -> None:
+def test_missed_references_are_rejected(tiny: Weights) -> None:
     wrong = np.roll(tiny.reference_probabilities, 1, axis=1) + 0.2
     for name in ("torch", "openvino"):
         with pytest.raises(WeightsError, match=f"The output of {name} on cpu in .* differs from the file's reference"):
@@ -107,7 +107,7 @@ def test_references_that_are_not_reproduced_are_refused(tiny: Weights) -> None:
         ({"device": "mps"}, "mps is not available"),
     ],
 )
-def test_what_cannot_be_is_said(tiny: Weights, options: dict[str, str], message: str) -> None:
+def test_unavailable_device_or_precision_is_named(tiny: Weights, options: dict[str, str], message: str) -> None:
     with pytest.raises(DeviceError, match=message):
         engines.load(tiny, **options)
 
@@ -122,13 +122,13 @@ def test_what_cannot_be_is_said(tiny: Weights, options: dict[str, str], message:
         ("", "float32"),
     ],
 )
-def test_precision_follows_the_processor(tmp_path: Path, flags: str, precision: str) -> None:
+def test_precision_follows_the_cpu_flags(tmp_path: Path, flags: str, precision: str) -> None:
     report = tmp_path / "cpuinfo"
     report.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
     assert hardware.pick_precision(hardware.cpu_flags(report)) == precision
 
 
-def test_an_unknown_processor_computes_in_float32(tmp_path: Path) -> None:
+def test_unknown_cpu_computes_in_float32(tmp_path: Path) -> None:
     assert hardware.pick_precision(hardware.cpu_flags(tmp_path / "none")) == "float32"
 
 
@@ -162,8 +162,8 @@ def test_signals_are_handled_after_engines_are_released(tiny_weights: Path) -> N
     subprocess.run([sys.executable, "-c", program, str(tiny_weights)], check=True)
 
 
-def test_openvino_sends_nobody_a_message(tiny_weights: Path, tmp_path: Path) -> None:
-    """Its telemetry would leave an identifier in the home folder."""
+def test_openvino_sends_no_telemetry(tiny_weights: Path, tmp_path: Path) -> None:
+    """OpenVINO's telemetry would write an identifier into the home folder."""
     program = "import sys; from pathlib import Path; from app import engines; from app.model import weights; "
     program += "engines.load(weights.load(Path(sys.argv[1])), name='openvino')"
     command = [sys.executable, "-c", program, str(tiny_weights)]

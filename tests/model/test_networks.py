@@ -6,7 +6,7 @@ from app.model.networks import IM2COL_MAX_PIXELS, BatchNorm, ConvNet, Convolutio
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5])
-def test_a_convolution_and_its_gradients_are_those_of_torch_on_maps_of_any_size(size: int) -> None:
+def test_im2col_gives_the_outputs_and_gradients_of_torch(size: int) -> None:
     torch.manual_seed(0)
     layer = Convolution(6, 8)
     torch.nn.init.normal_(layer.weight)
@@ -22,7 +22,7 @@ def test_a_convolution_and_its_gradients_are_those_of_torch_on_maps_of_any_size(
         assert torch.allclose(mine, theirs, atol=1e-4)
 
 
-def test_sizes_on_both_sides_of_the_border_are_tried() -> None:
+def test_sizes_below_and_above_the_im2col_limit_are_tested() -> None:
     assert 4 * 4 <= IM2COL_MAX_PIXELS < 5 * 5
 
 
@@ -40,7 +40,7 @@ def random_network(classes: int, seed: int, images: torch.Tensor) -> ConvNet:
     return network
 
 
-def test_a_folded_network_comes_apart_into_one_that_answers_the_same() -> None:
+def test_unfolding_restores_the_function_of_a_folded_network() -> None:
     images = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
     folded, network = fold_batchnorms(random_network(3, 0, images)), random_network(3, 1, images[:20])
     unfold_batchnorms(network, folded, images)
@@ -55,7 +55,7 @@ def test_a_folded_network_comes_apart_into_one_that_answers_the_same() -> None:
             assert not norm._forward_pre_hooks
 
 
-def test_a_head_for_other_classes_stays_as_it_is() -> None:
+def test_head_for_other_classes_is_unchanged() -> None:
     images = torch.randint(0, 256, (10, 32, 32, 3), dtype=torch.uint8)
     network = random_network(5, 1, images)
     head = network.head.weight.clone()

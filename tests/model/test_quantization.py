@@ -15,7 +15,7 @@ from app.model import quantization, weights
 @given(filters=arrays(np.float32, (3, 2, 2, 2), elements=st.floats(-4, 4, width=32)))
 @example(filters=np.full((3, 2, 2, 2), 1e-45, np.float32))
 @example(filters=np.full((3, 2, 2, 2), 2e-43, np.float32))
-def test_filters_are_off_by_half_a_step_at_most(tiny_weights: Path, filters: NDArray[np.float32]) -> None:
+def test_weights_are_off_by_half_a_step_at_most(tiny_weights: Path, filters: NDArray[np.float32]) -> None:
     steps, size = quantization.quantize_weights(filters)
     loaded = weights.load(tiny_weights)
     floats = loaded._replace(state={"f": steps, "f.scale": size, "bias": np.ones(3, np.float16)}).dequantized()
@@ -25,7 +25,7 @@ def test_filters_are_off_by_half_a_step_at_most(tiny_weights: Path, filters: NDA
 
 
 @given(top=st.floats(1e-9, 1e6))
-def test_an_input_of_0_stays_0(top: float) -> None:
+def test_zero_is_on_the_activation_grid(top: float) -> None:
     low, high = quantization.activation_bounds(top)
     step = (high - low) / 255
     assert high == top
@@ -33,7 +33,7 @@ def test_an_input_of_0_stays_0(top: float) -> None:
 
 
 @given(top=st.floats(0.01, 1e6))
-def test_the_least_input_is_within_reach_and_costs_no_step_too_many(top: float) -> None:
+def test_gelu_minimum_is_covered_with_the_fewest_steps(top: float) -> None:
     low, high = quantization.activation_bounds(top)
     below = round(-low / (high - low) * 255)
     assert low <= -0.17

@@ -21,7 +21,7 @@ from app.model.card import ModelCard, Stage
 from app.model.weights import Weights
 
 
-def test_what_was_saved_is_loaded(tiny_weights: Path) -> None:
+def test_saved_weights_are_loaded(tiny_weights: Path) -> None:
     loaded = weights.load(tiny_weights)
     assert loaded.card.name == "tiny"
     assert loaded.reference_images.shape == (4, 32, 32, 3)
@@ -44,7 +44,7 @@ def test_file_with_former_field_names_keeps_its_digest(tiny_weights: Path, tmp_p
     assert {"dataset", "label_smoothing_correction"} <= loaded.model_dump().keys()
 
 
-def test_saving_again_gives_the_same_file(tiny_weights: Path, tmp_path: Path) -> None:
+def test_saving_twice_gives_the_same_file(tiny_weights: Path, tmp_path: Path) -> None:
     loaded = weights.load(tiny_weights)
     again = tmp_path / "deep" / "again.safetensors"
     weights.save(again, loaded.card, loaded.state, loaded.reference_images, loaded.reference_probabilities)
@@ -52,19 +52,19 @@ def test_saving_again_gives_the_same_file(tiny_weights: Path, tmp_path: Path) ->
     assert list(again.parent.iterdir()) == [again]
 
 
-def test_everyone_may_read_a_saved_file(tiny_weights: Path) -> None:
+def test_saved_file_is_readable_by_all_users(tiny_weights: Path) -> None:
     assert tiny_weights.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 1), (3, 2), (2, 1), (3, 1, 1)])
-def test_scales_that_do_not_fit_are_named(tiny_weights: Path, shape: tuple[int, ...]) -> None:
+def test_scale_of_wrong_shape_is_named(tiny_weights: Path, shape: tuple[int, ...]) -> None:
     state = {"f": np.ones((3, 2), np.int8), "f.scale": np.ones(shape, np.float32)}
     for broken in (state, {"f.scale": state["f.scale"]}):
         with pytest.raises(WeightsError, match=r"f\.scale does not fit"):
             weights.load(tiny_weights)._replace(state=broken).dequantized()
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"none\.safetensors cannot be read"):
         weights.load(tmp_path / "none.safetensors")
     with pytest.raises(WeightsError, match="cannot be read"):
@@ -72,7 +72,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-def test_any_cut_is_noticed(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_truncated_file_is_rejected(
+    tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     content = tiny_weights.read_bytes()
     cut = tmp_path_factory.mktemp("cut") / "cut.safetensors"
     cut.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
@@ -81,7 +83,7 @@ def test_any_cut_is_noticed(tiny_weights: Path, tmp_path_factory: pytest.TempPat
 
 
 @given(data=st.data())
-def test_any_altered_byte_is_noticed(
+def test_altered_byte_is_rejected(
     tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     content = bytearray(tiny_weights.read_bytes())
@@ -98,7 +100,7 @@ def test_any_altered_byte_is_noticed(
     assert all(np.array_equal(loaded.state[name], value) for name, value in original.state.items())
 
 
-def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
+def test_pickle_is_never_executed(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (tmp_path / "sprung",))
@@ -110,7 +112,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_foreign_safetensors_have_no_card(tmp_path: Path) -> None:
+def test_foreign_safetensors_are_rejected(tmp_path: Path) -> None:
     header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
@@ -141,7 +143,7 @@ def test_foreign_safetensors_have_no_card(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_invalid_cards_are_refused(tiny: Weights, tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_invalid_cards_are_rejected(tiny: Weights, tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(WeightsError, match=message) as refusal:
         weights.load(write(tmp_path, tiny._replace(card=tiny.card.model_copy(update=change))))
     assert "\n" not in str(refusal.value)
@@ -156,7 +158,7 @@ def test_invalid_cards_are_refused(tiny: Weights, tmp_path: Path, change: dict[s
         ({"whiten.bias": np.full(24, np.nan, np.float16)}, "non-finite"),
     ],
 )
-def test_invalid_tensors_are_refused(tiny: Weights, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_tensors_are_rejected(tiny: Weights, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     state = {name: value for name, value in {**tiny.state, **change}.items() if value is not None}
     with pytest.raises(WeightsError, match=message):
         weights.load(write(tmp_path, tiny._replace(state=state)))
@@ -171,7 +173,7 @@ def test_invalid_tensors_are_refused(tiny: Weights, tmp_path: Path, change: dict
         np.zeros((3, 32, 32, 3), np.uint8),
     ],
 )
-def test_invalid_references_are_refused(tiny: Weights, tmp_path: Path, images: NDArray[Any]) -> None:
+def test_invalid_references_are_rejected(tiny: Weights, tmp_path: Path, images: NDArray[Any]) -> None:
     with pytest.raises(WeightsError, match="reference"):
         weights.load(write(tmp_path, tiny._replace(reference_images=images)))
 
@@ -185,7 +187,7 @@ def test_invalid_references_are_refused(tiny: Weights, tmp_path: Path, images: N
         ([{"network": 0, "threshold": 1.5}, {"network": 1}], "threshold"),
     ],
 )
-def test_invalid_stages_are_refused(cascade_weights: Path, stages: list[dict[str, Any]], message: str) -> None:
+def test_invalid_stages_are_rejected(cascade_weights: Path, stages: list[dict[str, Any]], message: str) -> None:
     card = weights.load(cascade_weights).card.model_dump(mode="json")
     with pytest.raises(ValidationError, match=message):
         ModelCard.model_validate({**card, "stages": stages})
@@ -200,7 +202,7 @@ def test_cascade_is_loaded_as_saved(cascade_weights: Path, tmp_path: Path) -> No
         weights.load(write(tmp_path, loaded))
 
 
-def test_files_without_end_are_refused_at_once(tmp_path: Path) -> None:
+def test_endless_files_are_rejected_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with (tmp_path / "sparse").open("wb") as sparse:
         sparse.truncate(5_000_000_000)
@@ -223,7 +225,7 @@ def test_files_without_end_are_refused_at_once(tmp_path: Path) -> None:
     ],
     ids=["deep header", "deep card", "long header"],
 )
-def test_hostile_headers_are_refused(tmp_path: Path, header: bytes) -> None:
+def test_hostile_headers_are_rejected(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "hostile.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(WeightsError):

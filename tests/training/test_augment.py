@@ -29,7 +29,7 @@ def test_padding_reflects_without_repeating_the_edge() -> None:
 
 
 @given(margin=st.integers(0, 4), seed=st.integers(0, 1000))
-def test_a_crop_is_a_window_of_the_padded_image(margin: int, seed: int) -> None:
+def test_crop_is_a_window_of_the_padded_image(margin: int, seed: int) -> None:
     images = pictures(2)
     padded = augment.pad(images, margin)
     index = torch.tensor([1, 0, 1])
