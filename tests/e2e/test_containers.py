@@ -6,17 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from packaging.requirements import Requirement
 
 from app import __version__
 from app.settings import Settings
+from tests.support.requirements import requirements
 
 ROOT = Path(__file__).parents[2]
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
@@ -60,20 +59,10 @@ def test_build_context_holds_exactly_what_is_copied() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
-def requirements(*extras: str) -> set[str]:
-    """Names that the package with these extras requires here, extras of extras included."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [Requirement(line) for line in project["dependencies"]]
-    lines += [Requirement(line) for extra in extras for line in project["optional-dependencies"][extra]]
-    own = {extra for line in lines if line.name == project["name"] for extra in line.extras}
-    names = {line.name for line in lines if line.name != project["name"]}
-    return names | (requirements(*own) if own else set())
-
-
 def installed(stage: str) -> set[str]:
     """Names that a stage of the Dockerfile installs by extras."""
     body = re.search(rf"^FROM \S+ AS {stage}$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)[1]
-    return requirements(*re.findall(r"--editable '\.\[(\w+)\]'", body))
+    return set(requirements(*re.findall(r"--editable '\.\[(\w+)\]'", body)))
 
 
 def test_only_the_larger_images_install_torch() -> None:
