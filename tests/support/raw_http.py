@@ -27,7 +27,8 @@ def serve(app: ASGIApp, protocol: type[Protocol] = Protocol, **options: object) 
     """The application on a free port of loopback, in a thread. Ends with the server's shutdown."""
     settings = {"log_config": None, "lifespan": "on", "ws": "none", "server_header": False, **options}
     server = Server(uvicorn.Config(app, port=0, http=protocol, **settings))  # type: ignore[arg-type]
-    thread = threading.Thread(target=server.run, daemon=True)
+    # Server.run ends the process if other threads still run, as those of another test's service do
+    thread = threading.Thread(target=uvicorn.Server.run, args=(server,), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     try:
