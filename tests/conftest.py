@@ -1,4 +1,4 @@
-"""Fixtures: real pictures, a tiny network's weights file, and the service on a real socket."""
+"""Fixtures: example images, weights files of small networks, and the service on a socket."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ from app.model.networks import ConvNet, fold_batchnorms
 from app.model.weights import Weights, cascade_state, save
 from app.settings import Settings
 
-hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("patient", deadline=None)  # time is no failure on a busy machine
 hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)  # of make fuzz
 hypothesis.settings.load_profile("patient")
 
@@ -116,7 +116,7 @@ def serving(
     protocol: type[Protocol] = Protocol,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> Iterator[httpx.Client]:
-    """The application on a free port of loopback, in a thread, and a client for it."""
+    """A client of the application, which runs in a thread on a free port of loopback."""
     app = around(create_app(settings, load_engine))
     options = {"log_config": None, "lifespan": "on", "http": protocol}
     server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
@@ -139,7 +139,7 @@ def serving(
 
 @pytest.fixture(scope="module")
 def start(tiny_weights: Path) -> Iterator[Callable[..., httpx.Client]]:
-    """Starts the service with some settings, the tiny weights unless others are named; stops it after the module."""
+    """Starts the service with settings and the tiny weights by default; stops it after the module."""
     with ExitStack() as stack:
 
         def start_with(**values: object) -> httpx.Client:
