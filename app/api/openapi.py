@@ -92,25 +92,32 @@ ANSWERS = {
 }
 
 DESCRIPTIONS = {
-    400: "Malformed form, no part named `file`, or an empty body.",
+    400: "Malformed request or form, no part named `file`, or an empty body.",
     401: "API keys are set, and none or a wrong one came.",
+    408: "The request arrives too slowly.",
     413: "Too many bytes, files or pixels.",
+    414: "The URL is too long.",
     415: "Not PNG, JPEG, WebP, BMP or GIF.",
     422: "The image is broken, of a wrong size under STRICT_SIZE, or `top_k` is out of range.",
     429: "The queue is full; `Retry-After` says when there will be room.",
+    431: "Too many or too long headers.",
     503: "Not ready yet, or shutting down.",
     504: "Not answered within the request timeout.",
 }
 DETAILS: dict[type[errors.RequestError], str] = {
+    errors.MalformedRequest: "The request is not HTTP/1.1.",
     errors.MalformedUpload: 'The form has no part named "file".',
     errors.UnknownHost: "This service does not answer to the host name of the request.",
     errors.Unauthorized: "Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
+    errors.RequestTimeout: "Under 5000 bytes arrived in 10 s.",
     errors.TooLarge: "The body is over 32000000 bytes.",
+    errors.UrlTooLong: "The URL has over 2048 bytes.",
     errors.UnsupportedImage: UNSUPPORTED,
     errors.UndecodableImage: "The PNG data is broken or incomplete.",
     errors.WrongSize: "The image is 451 x 300; only 32 x 32 is accepted.",
     errors.InvalidParameter: "top_k is '11'; it must be a whole number from 1 to 10.",
     errors.QueueFull: "512 images are waiting; there is no room.",
+    errors.HeadTooLarge: "The head of the request has over 32768 bytes.",
     errors.NotReady: "The service is shutting down.",
     errors.DeadlineExceeded: "No answer within 10 s.",
 }

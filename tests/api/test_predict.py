@@ -181,20 +181,9 @@ def test_limits(start: Start, cat: bytes) -> None:
 
 def test_a_chunked_body_is_refused_when_it_passes_the_limit(start: Start) -> None:
     client = start(max_body_bytes=10_000, max_file_bytes=10_000)
-    sent = 0
-
-    def endless() -> object:
-        nonlocal sent
-        while sent < 100_000_000:
-            sent += 4096
-            yield bytes(4096)
-
-    try:
-        response = client.post("/predict", content=endless(), headers={"content-type": "image/png"})
-        problem(response, 413, "too-large")
-    except httpx.TransportError:  # the answer may come while we still send
-        pass
-    assert sent < 50_000_000
+    chunks = (bytes(4096) for _ in range(5_000))
+    response = client.post("/predict", content=chunks, headers={"content-type": "image/png"})
+    problem(response, 413, "too-large")
     assert client.get("/healthz").status_code == 200
 
 
@@ -329,5 +318,6 @@ def test_the_schema_describes_the_upload_and_its_errors(client: httpx.Client) ->
     predict = schema["paths"]["/predict"]["post"]
     files = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]
     assert files["items"] == {"type": "string", "format": "binary"}
-    assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} == set(predict["responses"])
+    statuses = {"200", "400", "401", "408", "413", "414", "415", "422", "429", "431", "503", "504"}
+    assert statuses == set(predict["responses"])
     assert "Problem" in schema["components"]["schemas"]
