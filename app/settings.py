@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     max_file_bytes: Count = Field(10_000_000, description="bytes per file")
     max_body_bytes: Count = Field(32_000_000, description="bytes per request body")
     max_inflight_bytes: Count = Field(
-        256_000_000, description="bytes of all request bodies in flight, before further ones get 429"
+        256_000_000, description="bytes of all requests without a response and responses in transfer; 429 above it"
     )
     max_pixels: Count = Field(25_000_000, description="pixels per image, checked before decoding")
     max_request_pixels: Count = Field(
