@@ -62,6 +62,8 @@ class Protocol(SequentialProtocol):
         has_parsed = self._position != position or len(self._buffer) != size
         if has_parsed and self._request_bytes and self._shared.inflight.exceeds(self._inflight):
             self._reject(QueueFull("Too many uploads are in progress.", retry_after_s=1))
+            self._request_bytes = 0  # the application drops them; others must not be refused until it does
+            self._account()
         if self._wire.received_eof and not self._buffer and not self._is_answering:
             self._wire.close()
 
