@@ -16,16 +16,16 @@ def pad(images: Tensor, margin: int) -> Tensor:
     if margin == 0:
         return images
     # Reflection is not implemented for uint8; float16 represents 0..255 exactly.
-    as_float = images.permute(0, 3, 1, 2).half()
+    as_float = images.permute(0, 3, 1, 2).half()  # F.pad pads the last two dimensions: [N, 3, H, W]
     return F.pad(as_float, (margin,) * 4, "reflect").to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def crop(padded: Tensor, index: Tensor, size: int, flipped: Tensor, generator: torch.Generator) -> Tensor:
     """Random crops of size x size of the images `index` int64 [B], flipped horizontally where the mask is true."""
-    span = torch.arange(size)
+    span = torch.arange(size)  # [size]
     # One random offset per image, [B, 1]; adding the span gives pixel coordinates [B, size].
     top, left = (torch.randint(padded.shape[d] - size + 1, (len(index), 1), generator=generator) for d in (1, 2))
-    rows = top + span
+    rows = top + span  # [B, size]
     # A flip reverses the column order, so crop and flip are a single gather.
     columns = left + torch.where(flipped[:, None], span.flip(0), span)
     return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # [B, size, size, 3]
@@ -36,6 +36,7 @@ def alternate_flips(count: int, epoch: int, seed: int) -> Tensor:
 
     Each pair of epochs contains both views of every image (Jordan 2024, arXiv 2404.00498, section 3.6).
     """
+    # The same generator in every epoch: the mask depends on seed and parity only, so a resumed run repeats it.
     first = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
     return first ^ bool(epoch % 2)
 
@@ -58,7 +59,7 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) 
     # The square lies inside the image, unlike in the paper: every image loses the same area.
     top = torch.randint(height - side + 1, (n, 1), generator=generator)
     left = torch.randint(width - side + 1, (n, 1), generator=generator)
-    rows, columns = torch.arange(height), torch.arange(width)
+    rows, columns = torch.arange(height), torch.arange(width)  # [H], [W]; compared with offsets [N, 1]
     inside_rows = (rows >= top) & (rows < top + side)  # [N, H]
     inside_columns = (columns >= left) & (columns < left + side)  # [N, W]
     covered = inside_rows[:, :, None] & inside_columns[:, None, :]  # [N, H, W]
@@ -69,9 +70,10 @@ def random_jpeg(images: Tensor, share: float, quality: tuple[int, int], generato
     """Compresses a random share of the images as JPEG, 4:2:0, of a random quality from the inclusive range."""
     if share == 0:
         return images
+    # Independent per image rather than a fixed number per batch, so that batches of any size have the same share.
     chosen = torch.nonzero(torch.rand(len(images), generator=generator) < share).flatten()
     qualities = torch.randint(quality[0], quality[1] + 1, (len(chosen),), generator=generator)
-    out = images.clone()
+    out = images.clone()  # the padded training set must stay clean for later epochs
     for i, q in zip(chosen.tolist(), qualities.tolist(), strict=True):
         out[i] = lossy_roundtrip(images[i], q)
     return out
@@ -88,4 +90,5 @@ def lossy_roundtrip(image: Tensor, quality: int, image_format: str = "JPEG") -> 
     # WEBP has no other subsampling and ignores the option.
     Image.fromarray(image.numpy()).save(buffer, image_format, quality=quality, subsampling="4:2:0")
     height, width, _ = image.shape
+    # A bytearray, because frombuffer warns about memory that is not writable.
     return torch.frombuffer(bytearray(Image.open(buffer).tobytes()), dtype=torch.uint8).view(height, width, 3)

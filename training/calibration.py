@@ -39,16 +39,18 @@ def quantized_convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]
 @torch.inference_mode()
 def calibrate_activation_ranges(network: nn.Module, images: Tensor) -> dict[str, float]:
     """The largest int8 input of each quantised convolution, from its inputs for images uint8 [N, S, S, 3]."""
+    # Hooks on the inputs, because GELU and pooling before a convolution are functions without a module.
     samples = {name: list[Tensor]() for name, _ in quantized_convolutions(network)}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: samples[name].append(inputs[0].flatten()[::SAMPLE_STRIDE].clone())
 
     hooks = [module.register_forward_pre_hook(record(name)) for name, module in quantized_convolutions(network)]
-    for part in images.split(metrics.ENGINE_BATCH):
+    for part in images.split(metrics.ENGINE_BATCH):  # bounds the memory of the activations
         network(part.permute(0, 3, 1, 2))
     for hook in hooks:
         hook.remove()
+    # One range per tensor: an int8 convolution has a single input scale.
     return {name: mse_clipping_range(torch.cat(parts)) for name, parts in samples.items()}
 
 
@@ -64,14 +66,17 @@ def mse_clipping_range(inputs: Tensor) -> float:
 def _squared_error(inputs: Tensor, maximum: float) -> float:
     low, high = activation_bounds(maximum)
     step = (high - low) / (ACTIVATION_LEVELS - 1)
+    # Rounds to the grid and back, as FakeQuantize does in the engine.
     quantized = (inputs.clamp(low, high) / step).round() * step
     return (inputs - quantized).square().mean().item()
 
 
 def calibrate_probabilities(engine: Engine, val: Split) -> tuple[float, float]:
     """(temperature, label-smoothing correction) fitted to validation images as they are and as JPEG, as uploads are."""
+    # One temperature serves both kinds of upload, so the fit sees both, with equal weight.
     lossy = augment.lossy_roundtrip_batch(val.images, JPEG_QUALITY)
     probabilities = torch.cat([metrics.predict(engine, images) for images in (val.images, lossy)])
+    # The engine returns probabilities only; their logarithms are logits up to an offset, which softmax ignores.
     return fit_calibration(probabilities.clamp_min(PROBABILITY_FLOOR).log(), val.labels.repeat(2))
 
 
@@ -82,6 +87,7 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         return F.nll_loss(calibrated_softmax(logits, exp(log_temperature), correction).log(), labels).item()
 
     bounds = log(0.1), log(10.0)  # searched in logarithms: halving and doubling are equal steps
+    # The correction is a grid, because the loss is not smooth in it where the floor of the correction starts.
     fits = [minimize_scalar(loss, args=(c,), bounds=bounds, options={"xatol": 1e-3}) for c in SMOOTHING_GRID]
     best = min(range(len(fits)), key=lambda i: float(fits[i].fun))
     return exp(fits[best].x), SMOOTHING_GRID[best]
@@ -101,6 +107,6 @@ def uncalibrated(weights: Weights) -> Weights:
 @torch.inference_mode()
 def reference_outputs(weights: Weights) -> np.ndarray:
     """Probabilities float32 [R, classes] of the stored weights for the reference images, in float32 on the CPU."""
-    network = load_network(weights)
+    network = load_network(weights)  # exact: no engine's rounding belongs into the reference
     logits = network(torch.from_numpy(weights.reference_images).permute(0, 3, 1, 2))
     return calibrated_softmax(logits, weights.card.temperature, weights.card.label_smoothing_correction).numpy()

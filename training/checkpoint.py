@@ -28,6 +28,7 @@ def load_state_dict(network: nn.Module, optimizers: Sequence[Optimizer], state: 
 
 def save(path: Path, state: State) -> None:
     """Replaces the file by a rename, so that a kill, a full disk or a power cut leaves the last one; raises OSError."""
+    # In the same folder, since a rename is atomic within a file system only.
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as stream:
@@ -44,7 +45,7 @@ def save(path: Path, state: State) -> None:
 def load(path: Path) -> State:
     """Raises DataError where the file is missing or broken."""
     try:
-        state: State = torch.load(path, weights_only=True)
+        state: State = torch.load(path, weights_only=True)  # refuses pickled objects other than tensors
     except FileNotFoundError:
         raise DataError(f"There is no checkpoint at {path} to resume from.") from None
     except Exception as error:  # the unpickler of a broken file raises almost any type

@@ -34,6 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for section in SECTIONS:
         group = parser.add_argument_group(section.__doc__)
         for name, field in section.model_fields.items():
+            # Values stay text: pydantic converts them, so that all errors have one form.
             options: dict[str, Any] = {"default": None, "help": f"{field.description}{_default_and_bounds(field)}"}
             if field.annotation is bool:
                 options["action"] = argparse.BooleanOptionalAction
@@ -64,6 +65,7 @@ def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None
     Raises SettingsError, in one line, for an invalid value or one that a resumed run cannot change.
     """
     flags = {name: value for name in Recipe.model_fields if (value := getattr(arguments, name)) is not None}
+    # Flags that are not given keep the value of the checkpoint, not the default.
     base = resumed_from or DEFAULT_RECIPES[flags.get("arch", "convnet")]
     try:
         recipe = Recipe.model_validate(base.model_dump() | flags)

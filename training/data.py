@@ -66,6 +66,7 @@ def load(root: Path, size: int, splits: Collection[str] = SPLITS) -> Dataset:
     if size != parts[0].data.shape[1]:
         raise DataError(f"CIFAR-10 has images of 32 x 32; --image-size {size} needs an image folder.")
     train, test = (
+        # torchvision's array is a transposed view of the file's planes.
         Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.tensor(part.targets))
         if split in splits
         else _empty_split(size)
@@ -79,6 +80,7 @@ def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split
 
     Raises DataError for a class of one image.
     """
+    # A generator of its own: the split must not depend on what else has drawn random numbers.
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros(len(split), dtype=torch.bool)
     for label in split.labels.unique():
@@ -98,6 +100,7 @@ def _load_image_folder(root: Path, size: int, splits: Collection[str]) -> Datase
         if not (root / split).is_dir():
             hint = "; --no-test trains without test images" if split == "test" and "train" in splits else ""
             raise DataError(f"{root / split} is missing{hint}.")
+    # The training folder defines the classes and their order; a test folder may lack some.
     classes, *others = (_class_names(root / split) for split in SPLITS if split in splits)
     if len(classes) < 2:
         raise DataError(f"{root} holds {len(classes)} class folders; at least 2 are needed.")
@@ -113,6 +116,7 @@ def _load_image_folder(root: Path, size: int, splits: Collection[str]) -> Datase
 
 
 def _class_names(folder: Path) -> list[str]:
+    # Sorted, since the order of directory entries differs between file systems.
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 

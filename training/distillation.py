@@ -39,7 +39,7 @@ class CachedTeacher(NamedTuple):
     targets: Tensor
 
     def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        return self.targets[index]
+        return self.targets[index]  # of the clean image: augmentation must not change the class
 
 
 class OnlineTeacher(NamedTuple):
@@ -50,6 +50,7 @@ class OnlineTeacher(NamedTuple):
     temperature: float
 
     def __call__(self, index: Tensor, images: Tensor) -> Tensor:
+        # Two views, not six: this runs in every step.
         return (metrics.flip_tta(self.predict, images) / self.temperature).softmax(1)
 
 
@@ -69,8 +70,10 @@ def load_teacher(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher 
         # Mixup images are outside of the data that calibration was fitted on, so its sharpening does not apply.
         return OnlineTeacher(name, _predict_fn(uncalibrated(loaded)), recipe.distill_temperature)
     predict = _predict_fn(loaded)
+    # Chunks bound the memory of the six views, and move the progress bar.
     chunks = tqdm(images.split(1000), desc="teacher", unit="thousand", leave=False, disable=None)
     log_probs = torch.cat([metrics.flip_translate_tta(predict, chunk) for chunk in chunks])
+    # Dividing log-probabilities is dividing logits: softmax ignores their common offset.
     return CachedTeacher(name, (log_probs / recipe.distill_temperature).softmax(1))
 
 

@@ -31,13 +31,16 @@ class DistributedContext(NamedTuple):
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with its gradients averaged over the processes."""
+        # It also copies the main process's initial weights to all others.
         return DistributedDataParallel(network) if self.world_size > 1 else network
 
     def all_reduce_sum(self, *values: float) -> list[float]:
         """Sums over the processes. Every process must call it, so it is a barrier, too."""
         if self.world_size == 1:
             return list(values)
+        # NCCL communicates between GPUs only.
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        # float64: a sum of losses over an epoch loses digits in float32.
         sums = torch.tensor(values, dtype=torch.float64, device=device)
         distributed.all_reduce(sums)
         return sums.tolist()
@@ -60,7 +63,7 @@ class StopSignals:
     """Records Ctrl-C and SIGTERM in `received`; the loop reads it between steps, where the state is consistent."""
 
     def __enter__(self) -> "StopSignals":
-        self.received = 0
+        self.received = 0  # no signal; signal numbers are positive, so their sum over processes is, too
         self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -29,6 +29,7 @@ def quantized_state(network: nn.Module) -> Tensors:
 
     Raises WeightsError for weights beyond float16.
     """
+    # float16 for the rest: whitening, biases and head are small, and 11 bits of mantissa are exact enough.
     folded = networks.fold_batchnorms(network).cpu()
     state: Tensors = {name: value.half().numpy() for name, value in folded.state_dict().items()}
     for name, convolution in calibration.quantized_convolutions(folded):
@@ -50,7 +51,7 @@ def build_card(name: str, dataset: Dataset, recipe: Recipe, network: nn.Module) 
             arguments=recipe.network_arguments(len(dataset.classes)),
             parameters=sum(p.numel() for p in network.parameters()),
             forward_gflops=_forward_gflops(network, recipe.image_size),
-            temperature=1,
+            temperature=1,  # until `export` fits it
             test_accuracy=None,
             dataset=dataset.name,
             recipe=recipe.model_dump(mode="json"),
@@ -69,7 +70,7 @@ def export(
     validation images. Test images are read once, after everything is chosen.
     """
     results: dict[str, Any] = {"training_s": round(training_s)}
-    references = reference_images(val)
+    references = reference_images(val)  # never test images: everybody can read the file
     weights = Weights(card, quantized_state(network), references, np.empty(0, np.float32), "")
     # The ranges are those of the stored weights, so that weight rounding is part of the error they minimise.
     ranges = calibration.calibrate_activation_ranges(load_network(weights), val.images[:RANGE_IMAGES])
@@ -92,7 +93,7 @@ def export(
 def _forward_gflops(network: nn.Module, size: int) -> float:
     """Billions of operations for one image, to four digits; a multiply-add counts as two."""
     image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # of the folded network, as served
         networks.fold_batchnorms(network).cpu()(image)
     return float(f"{counter.get_total_flops() / 1e9:.4g}")
 

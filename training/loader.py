@@ -34,6 +34,7 @@ class Loader:
         self.teacher = teacher
         self.recipe = recipe
         self.rank = rank
+        # Every process has the same number of images, as averaged gradients assume.
         self.local_batch_size = max(1, min(recipe.batch_size, len(split)) // world_size)
         self.batch_size = self.local_batch_size * world_size
         self.steps_per_epoch = len(split) // self.batch_size
@@ -47,15 +48,16 @@ class Loader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on. Images left over after the last full batch are skipped."""
         recipe, count = self.recipe, len(self.split)
+        # All processes draw the same order and flips, and take disjoint slices of it.
         order = torch.randperm(count, generator=_generator(recipe.seed, epoch))
         flips = augment.alternate_flips(count, epoch, recipe.seed)
         for step in range(first_step, self.steps_per_epoch):
             start = step * self.batch_size + self.rank * self.local_batch_size
-            index = order[start : start + self.local_batch_size]
+            index = order[start : start + self.local_batch_size]  # int64 [local batch]
             # A generator per step and process: skipping steps on resume does not shift later random numbers.
             generator = _generator(recipe.seed, epoch, step, self.rank)
             images = augment.crop(self._padded, index, recipe.image_size, flips[index] & recipe.hflip, generator)
-            if recipe.mixup:
+            if recipe.mixup:  # before cutout, so that the square stays empty
                 images = augment.mixup(images, self._mixup_partners(generator), recipe.mixup, generator)
             images = augment.cutout(images, recipe.cutout, self._mean_colour, generator)
             # The teacher sees the image before JPEG: the student learns the clean image's targets for the lossy one.
@@ -66,6 +68,7 @@ class Loader:
     def _mixup_partners(self, generator: torch.Generator) -> Tensor:
         """Randomly chosen, cropped and flipped training images uint8 [local batch, S, S, 3]."""
         index = torch.randint(len(self.split), (self.local_batch_size,), generator=generator)
+        # Partners do not alternate: they are drawn with replacement, so there are no pairs of epochs to balance.
         flipped = torch.rand(self.local_batch_size, generator=generator) < 0.5
         return augment.crop(self._padded, index, self.recipe.image_size, flipped & self.recipe.hflip, generator)
 

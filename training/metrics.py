@@ -34,11 +34,12 @@ class EvalResult(NamedTuple):
 @torch.inference_mode()
 def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits float32 [N, classes] on the CPU, of a network in training, for images uint8 [N, H, W, 3]."""
-    network.eval()
+    network.eval()  # running statistics in batch norms; the trainer sets training mode again each epoch
     device = next(network.parameters()).device
     parts = []
-    for part in images.split(1000):
+    for part in images.split(1000):  # bounds the memory of the activations
         with torch.autocast(device.type, torch.bfloat16):
+            # [n, H, W, 3] to [n, 3, H, W] without a copy: channels last in memory.
             parts.append(network(part.to(device).permute(0, 3, 1, 2)).float().cpu())
     return torch.cat(parts)
 
@@ -63,7 +64,7 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 def reliability(probabilities: Tensor, labels: Tensor) -> dict[str, list[float]]:
     """Bins of the top probability that are not empty: mean `confidence`, `accuracy` and `count` (Guo et al. 2017)."""
     confidence, predicted = (values.numpy() for values in probabilities.max(1))
-    confidence = confidence.astype(np.float64)
+    confidence = confidence.astype(np.float64)  # float32 means of 10,000 values lose digits of the error
     accuracies, confidences = calibration_curve(predicted == labels.numpy(), confidence, n_bins=BINS, pos_label=True)
     # The bins of calibration_curve, which returns no counts: equal widths, closed above.
     edges = np.linspace(0, 1, BINS + 1)
@@ -121,7 +122,7 @@ def flip_tta(predict: PredictFn, images: Tensor) -> Tensor:
 
 def flip_translate_tta(predict: PredictFn, images: Tensor) -> Tensor:
     """Mean log-probabilities [N, classes] of six views: half `flip_tta`, half `flip_tta` of two one-pixel shifts."""
-    padded, size = augment.pad(images, 1), images.shape[1]
+    padded, size = augment.pad(images, 1), images.shape[1]  # reflected, as in training's random crops
     shifted = [padded[:, i : i + size, i : i + size] for i in (2, 0)]  # up and left, down and right
     shifted_mean = (flip_tta(predict, shifted[0]) + flip_tta(predict, shifted[1])) / 2
     return (flip_tta(predict, images) + shifted_mean) / 2
@@ -129,7 +130,7 @@ def flip_translate_tta(predict: PredictFn, images: Tensor) -> Tensor:
 
 def gated_flip_tta(predict: PredictFn, images: Tensor, first: Tensor) -> Tensor:
     """Probabilities [N, classes] as the service returns them for lossy formats; `first` are those of one view."""
-    probabilities = first.clone()
+    probabilities = first.clone()  # the caller compares them with the result
     uncertain = torch.from_numpy(tta.is_uncertain(probabilities.numpy(), tta.DEFAULT_THRESHOLD))
     if uncertain.any():
         flipped = predict(images[uncertain].flip(2))
@@ -140,6 +141,7 @@ def gated_flip_tta(predict: PredictFn, images: Tensor, first: Tensor) -> Tensor:
 
 def evaluate_tta(predict: PredictFn, split: Split) -> list[EvalResult]:
     """What test-time augmentation of every image would reach, at two and six times the cost."""
+    # softmax normalises the mean log-probabilities again.
     return [
         evaluate("flip TTA (2 views)", flip_tta(predict, split.images).softmax(1), split.labels),
         evaluate(

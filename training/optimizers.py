@@ -22,7 +22,7 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     # The Gram matrix x @ x.T is smallest when x has no more rows than columns.
     tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = (matrix.T if tall else matrix).bfloat16()
+    x: Tensor = (matrix.T if tall else matrix).bfloat16()  # precise enough for a direction
     x = x / (x.norm() + 1e-7)  # the iteration converges for singular values up to 1
     for _ in range(steps):
         gram = x @ x.T
@@ -51,7 +51,7 @@ class Muon(Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
                 update = p.grad.add(buffer, alpha=group["momentum"])  # Nesterov momentum
-                p.mul_(len(p) ** 0.5 / p.norm())
+                p.mul_(len(p) ** 0.5 / p.norm())  # len(p) is the number of output channels
                 p.add_(orthogonalize(update.flatten(1)).view_as(p), alpha=-group["lr"])
 
 
@@ -66,6 +66,7 @@ def build(
         optimizers = [_adam(trainable, recipe.lr, total_steps)]
     else:
         optimizers = [torch.optim.SGD([{"params": trainable, "end_step": inf}], recipe.lr, recipe.sgd_momentum)]
+    # Kept in the groups, as torch's schedulers do: a checkpoint then holds the whole schedule.
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -94,7 +95,7 @@ def _muon_and_sgd(
         momentum=recipe.sgd_momentum,
         nesterov=True,
     )
-    filters = [parameter for parameter in network.groups.parameters() if parameter.ndim == 4]
+    filters = [parameter for parameter in network.groups.parameters() if parameter.ndim == 4]  # [out, in, 3, 3]
     muon = Muon([{"params": filters, "end_step": total_steps}], recipe.muon_lr, recipe.muon_momentum)
     return [sgd, muon]
 

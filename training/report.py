@@ -28,6 +28,7 @@ class Mistake(NamedTuple):
 def text(metrics: dict[str, Any]) -> str:
     """Accuracy, calibration error, a table of the classes and the confusion matrix."""
     low, high = metrics["interval_95"]
+    # Plain columns rather than classification_report's text, which has two digits and no accuracy interval.
     width = max(len("macro average"), *map(len, metrics["per_class"]))
     rows = [*metrics["per_class"].items(), ("macro average", metrics["macro_average"])]
     lines = [
@@ -88,6 +89,7 @@ def top_losses(
 
 
 def learning_plot(history: Sequence[Mapping[str, float]]) -> Figure:
+    # Figure rather than pyplot: no global state, no display.
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [epoch["epoch"] for epoch in history]
@@ -132,6 +134,7 @@ def reliability_plot(metrics: dict[str, Any]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     CalibrationDisplay(np.array(bins["accuracy"]), np.array(bins["confidence"]), None).plot(ax=upper, name="measured")
     upper.set(title=f"Calibration error {metrics['calibration_error']:.2%}", xlabel="", ylabel="accuracy", xlim=(0, 1))
+    # Most images have a confidence near 1; the logarithm keeps the other bins visible.
     lower.bar(bins["confidence"], bins["count"], width=0.04)
     lower.set(xlabel="confidence", ylabel="images", yscale="log")
     return figure

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     if resumed:
         trainer.load_state_dict(resumed)
     trainer.fit(val, run_dir, arguments.checkpoint_interval_s, arguments.tensorboard)
-    if context.is_main:
+    if context.is_main:  # all processes hold the same weights
         final = trainer.final_network()
         _, probabilities = export.export(arguments.out, card, dataset.test, val, final, trainer.seconds)
         split_name, split = ("validation", val) if arguments.no_test else ("test", dataset.test)
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
 
 def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
     """A randomly initialised network, with normalisation and whitening fitted to the training images."""
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # the only use of torch's global generator
     network = networks.build(recipe.arch, recipe.network_arguments(classes))
     if isinstance(network, ConvNet):
         network.initialize(train.images[:WHITENING_IMAGES])
@@ -87,7 +87,7 @@ def load_pretrained(network: nn.Module, file: Path, images: Tensor) -> str:
     if not isinstance(network, ConvNet) or not isinstance(pretrained, ConvNet):
         raise DataError("--initial-weights requires --arch convnet.")
     own, others = ([p.shape for p in net.groups.parameters() if p.ndim == 4] for net in (network, pretrained))
-    if own != others:
+    if own != others:  # only filters matter: the normalisations follow from them
         widths, depth = ",".join(map(str, loaded.card.arguments["widths"])), loaded.card.arguments["depth"]
         raise DataError(f"{file} has another shape; it needs --widths {widths} --depth {depth}.")
     unfold_batchnorms(network, pretrained, images[:BN_IMAGES])
@@ -98,9 +98,9 @@ def disable_malloc_trim() -> None:
     """Keeps freed memory in the process on glibc: page faults of large tensors otherwise halve the speed."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        m_mmap_max, m_trim_threshold = -4, -1
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, -1)
+        m_mmap_max, m_trim_threshold = -4, -1  # from malloc.h
+        mallopt(m_mmap_max, 0)  # large blocks come from the heap, too
+        mallopt(m_trim_threshold, -1)  # the heap never shrinks
 
 
 def _load_data(arguments: argparse.Namespace, size: int, context: DistributedContext) -> Dataset:
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
             run(arguments, device, context)
     except Interrupted as interrupted:
         print(interrupted)
-        sys.exit(130)
+        sys.exit(130)  # 128 + SIGINT, as shells report it
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,10 +55,8 @@ class Trainer:
         device: torch.device,
         context: DistributedContext | None = None,
     ) -> None:
-        self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.recipe = recipe
-        self.loader = loader
-        self.device = device
+        self.network = network.to(device).to(memory_format=torch.channels_last)  # the layout of the images, and faster
+        self.recipe, self.loader, self.device = recipe, loader, device
         self.context = context or DistributedContext()
         steps_per_epoch = loader.steps_per_epoch
         self.total_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
@@ -79,19 +76,19 @@ class Trainer:
         """
         metrics_logger = MetricsLogger(run_dir, self.history, tensorboard) if self.context.is_main else None
         checkpoint_file, saved_at = run_dir / "checkpoint.pt", time.monotonic()
-        hide_bar = None if self.context.is_main else True  # None: shown where stderr is a terminal
+        hide_bar = not self.context.is_main or None  # None: shown where stderr is a terminal
         with StopSignals() as stop:
             while self.step < self.total_steps:
                 epoch, first_step = divmod(self.step, self.loader.steps_per_epoch)
                 # The first epoch after a resume starts in the middle, the last one may end there.
                 steps = min(self.loader.steps_per_epoch - first_step, self.total_steps - self.step)
                 loss_sum, correct, samples, epoch_start = 0.0, 0.0, 0.0, time.monotonic()
-                self._set_train_mode()
+                self._set_train_mode()  # validation has set evaluation mode
                 with tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=hide_bar) as bar:
                     for i, batch in enumerate(islice(self.loader.epoch(epoch, first_step), steps), start=1):
                         step_start = time.monotonic()
                         batch_loss, batch_correct = self._train_step(batch)
-                        self.seconds += time.monotonic() - step_start
+                        self.seconds += time.monotonic() - step_start  # without the loader's augmentation
                         loss_sum, correct = loss_sum + batch_loss, correct + batch_correct
                         samples += len(batch.labels)
                         rate = self.context.world_size * samples / (time.monotonic() - epoch_start)
@@ -105,11 +102,11 @@ class Trainer:
                             saved_at = time.monotonic()
                         self._raise_if_stopped(stop, checkpoint_file)
                 loss_sum, correct, samples = self.context.all_reduce_sum(loss_sum, correct, samples)
-                rate = samples / (time.monotonic() - epoch_start)
+                epoch_s = time.monotonic() - epoch_start
                 val_accuracy = metrics.accuracy(metrics.predict_logits(self.network, val.images), val.labels)
-                loss, accuracy = loss_sum / samples, correct / samples
+                rate, loss, accuracy = samples / epoch_s, loss_sum / samples, correct / samples
                 self.history.append(Epoch(epoch + 1, self.seconds, rate, loss, accuracy, val_accuracy))
-                self._save(checkpoint_file)
+                self._save(checkpoint_file)  # includes the history, from which metrics.jsonl is restored
                 saved_at = time.monotonic()
                 if metrics_logger:
                     metrics_logger.log(self.history[-1])
@@ -152,12 +149,12 @@ class Trainer:
 
         A finished run that continues for longer keeps its final weights for the average, if the recipe averages.
         """
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
         schedules = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         checkpoint.load_state_dict(self.network, self.optimizers, state)
         # The optimizers' own load_state_dict replaces the groups, with the schedule of the checkpoint's recipe.
-        loaded = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for group, schedule in zip(loaded, schedules, strict=True):
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        for group, schedule in zip(groups, schedules, strict=True):
             group.update(schedule)
         self.step, self.seconds = state["step"], state["seconds"]
         # `ends` is the name in checkpoints from before 0.1.
@@ -173,7 +170,7 @@ class Trainer:
         images = batch.images.to(self.device).permute(0, 3, 1, 2)  # uint8 [N, 3, S, S]
         labels = batch.labels.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            logits = self._parallel_network(images)
+            logits = self._parallel_network(images)  # float32 [N, classes], as all networks return them
         loss = self._loss(logits, labels, batch.targets)
         if not torch.isfinite(loss):
             raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
@@ -186,6 +183,7 @@ class Trainer:
 
     def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """Cross-entropy summed over the batch, for the labels and where there is a teacher for its targets."""
+        # Sums, because Muon's SGD rates are per image; `_train_step` scales for the other optimizers.
         hard = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
         if targets is None:
             return hard
@@ -198,7 +196,7 @@ class Trainer:
         if self.recipe.freeze_bn:
             for module in self.network.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+                    module.eval()  # uses the stored statistics and does not update them
 
     def _save(self, file: Path) -> None:
         if self.context.is_main:
@@ -227,7 +225,7 @@ class MetricsLogger:
     Raises OSError for a full disk, SettingsError where TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, history: Sequence[Epoch], tensorboard: bool) -> None:
+    def __init__(self, folder: Path, history: list[Epoch], tensorboard: bool) -> None:
         self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
         self._file = folder / "metrics.jsonl"
         self._file.write_text("")
