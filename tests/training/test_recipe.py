@@ -54,10 +54,10 @@ def test_invalid_values_are_one_line(flags: list[str], message: str) -> None:
 
 
 def test_resumed_run_keeps_its_immutable_fields() -> None:
-    begun = Recipe(widths=(8, 8), cutout=3)
-    assert recipe("--epochs", "50", resumed_from=begun) == begun.model_copy(update={"epochs": 50.0})
+    checkpointed = Recipe(widths=(8, 8), cutout=3)
+    assert recipe("--epochs", "50", resumed_from=checkpointed) == checkpointed.model_copy(update={"epochs": 50.0})
     with pytest.raises(SettingsError, match=r"^--resume cannot change --widths, --seed\.$"):
-        recipe("--widths", "8,16", "--seed", "3", resumed_from=begun)
+        recipe("--widths", "8,16", "--seed", "3", resumed_from=checkpointed)
 
 
 def test_help_shows_defaults_choices_and_bounds() -> None:
