@@ -1,7 +1,9 @@
-"""Cuts what a connection receives into pieces that hold parts of one request only."""
+"""Cuts what a connection receives into pieces that hold parts of one request only; heads without an upgrade."""
 
 END_OF_HEAD = b"\r\n\r\n"
 CHUNKED_PIECE_BYTES = 4096  # one-byte chunks: 700 callbacks, under a millisecond
+
+Headers = list[tuple[bytes, bytes]]
 
 
 class Framing:
@@ -42,3 +44,11 @@ class Framing:
             return found + len(END_OF_HEAD)
         self._tail = (self._tail + data[max(start, len(data) - 3) :])[-3:]
         return len(data)
+
+
+def without_upgrade(headers: Headers) -> Headers:
+    """The headers without those that ask for another protocol."""
+    kept = [(name, value) for name, value in headers if name not in {b"upgrade", b"http2-settings", b"connection"}]
+    options = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
+    others = [option.strip() for option in options if option.strip() not in {b"upgrade", b"http2-settings", b""}]
+    return [*kept, (b"connection", b", ".join(others))] if others else kept

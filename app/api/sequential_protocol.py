@@ -9,7 +9,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.connections import Connections
-from app.api.framing import Framing
+from app.api.framing import Framing, Headers, without_upgrade
 from app.api.middleware import render_without_scope
 from app.api.transport import CoalescingTransport
 from app.errors import HeadTooLarge, MalformedRequest, RequestError, UrlTooLong
@@ -19,7 +19,6 @@ PARSE_BUDGET_S = 0.0005  # of one iteration of the event loop
 FREE_OVERHEAD_BYTES = 65_536  # of a chunked body; further chunk headers, extensions and trailers need as much data
 COPIED_BYTES = 4_096  # of a piece for the parser; a view of a larger one is cheaper
 ParserError = httptools.HttpParserError
-Headers = list[tuple[bytes, bytes]]
 
 
 class Phase(Enum):
@@ -246,11 +245,3 @@ class SequentialProtocol(HttpToolsProtocol):
     def _close_lingering(self) -> None:
         self._wire.expects_data = True
         self._wire.close()
-
-
-def without_upgrade(headers: Headers) -> Headers:
-    """The headers without those that ask for another protocol."""
-    kept = [(name, value) for name, value in headers if name not in {b"upgrade", b"http2-settings", b"connection"}]
-    options = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
-    others = [option.strip() for option in options if option.strip() not in {b"upgrade", b"http2-settings", b""}]
-    return [*kept, (b"connection", b", ".join(others))] if others else kept
