@@ -52,11 +52,13 @@ def accuracy_over_http(client: httpx.Client, kind: str, **options: object) -> fl
         return sum(pool.map(hits, range(0, 10_000, 200))) / 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="THIRTYTWO_TEST_DATA names no CIFAR-10 folder")
 def test_test_images_over_http_agree_with_the_card(bundled: httpx.Client) -> None:
     assert accuracy_over_http(bundled, "PNG") == pytest.approx(weights.load(BUNDLED).card.test_accuracy, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="THIRTYTWO_TEST_DATA names no CIFAR-10 folder")
 def test_jpeg_test_images_over_http_agree_with_the_card(bundled: httpx.Client) -> None:
     accuracy = accuracy_over_http(bundled, "JPEG", quality=80, subsampling="4:2:0")

@@ -30,6 +30,7 @@ def test_text_has_one_line_per_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].count("%") == 3
 
 
+@pytest.mark.slow
 def test_cascade_is_classified_as_by_the_service(cascade_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = EXAMPLES / "cat.png"
     assert classify.run(["--json", "--top-k", "10", "--weights", str(cascade_weights), str(photo)]) == 0
@@ -133,6 +134,7 @@ def test_images_beyond_a_requests_pixels_are_classified(
     assert "more than 1000 bytes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8(tiny_weights: Path, tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9\nx.png"
     shutil.copy(EXAMPLES / "cat.png", name)
@@ -147,12 +149,14 @@ def test_names_that_are_not_utf_8(tiny_weights: Path, tmp_path: Path) -> None:
         assert missing.stderr == os.fsencode(tmp_path) + b"/caf\xe9\\x0ax.png?: No such file or directory.\n"
 
 
+@pytest.mark.slow
 def test_standard_input_is_one_image(tiny_weights: Path, cat: bytes) -> None:
     ended = run_process(tiny_weights, "-", input=cat)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(b"-: ")
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_causes_no_traceback(tiny_weights: Path) -> None:
     files = [str(EXAMPLES / "cat.png")] * 3000
     arguments = command("classify", "--csv", "--weights", str(tiny_weights), *files)
@@ -165,6 +169,7 @@ def test_reader_that_leaves_causes_no_traceback(tiny_weights: Path) -> None:
         assert running.stderr.read() == b""
 
 
+@pytest.mark.slow
 def test_full_disk_under_the_output_is_one_line(tiny_weights: Path) -> None:
     with Path("/dev/full").open("w") as full:
         arguments = command("classify", "--weights", str(tiny_weights), str(EXAMPLES / "cat.png"))

@@ -19,6 +19,8 @@ import pytest
 
 from tests.support.subprocesses import command, free_port, process, wait_until_ready
 
+pytestmark = pytest.mark.slow  # starts processes
+
 APP = Path(__file__).parents[1] / "app"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 

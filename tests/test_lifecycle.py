@@ -37,6 +37,7 @@ async def ends(batcher: FakeBatcher, ticks: list[float], limit_s: float) -> bool
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ticks", "failed"),
     [
@@ -51,6 +52,7 @@ def test_stall_counts_only_observed_time(ticks: list[float], failed: bool, termi
     assert terminated == [signal.SIGTERM] * failed
 
 
+@pytest.mark.slow
 def test_successive_batches_are_no_stall() -> None:
     class Busy(FakeBatcher):
         def __init__(self) -> None:

@@ -16,6 +16,8 @@ import pytest
 from app.settings import Settings
 from tests.support.subprocesses import children, command, fails, process
 
+pytestmark = pytest.mark.slow  # starts processes
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

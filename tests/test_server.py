@@ -22,6 +22,8 @@ from app.serve import with_mapped
 from app.server import listen
 from tests.support.subprocesses import command, free_port, process, wait_until, wait_until_ready
 
+pytestmark = pytest.mark.slow  # starts processes
+
 PNG = {"content-type": "image/png"}
 
 

@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.subprocesses import children, fails, free_port, process, wait_until
+
+pytestmark = pytest.mark.slow  # starts processes
 
 
 def test_workers_that_all_fail_to_start_exit_with_2(tmp_path: Path) -> None:

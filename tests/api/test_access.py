@@ -73,6 +73,7 @@ def test_docs_metrics_and_ui_can_be_disabled(start: Start, cat: bytes, setting: 
     assert client.post("/predict", content=cat, headers=PNG).status_code == 200
 
 
+@pytest.mark.slow
 def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) -> None:
     """Neither picture nor name nor key reaches the disk or the log, not even where reading them fails."""
     port, home = free_port(), tmp_path / "home"

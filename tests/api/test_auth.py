@@ -164,6 +164,7 @@ def test_unreadable_key_file_keeps_the_last_keys(tmp_path: Path, kind: str, capl
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.slow
 def test_service_rereads_the_key_file(start: Start, tmp_path: Path, cat: bytes) -> None:
     file = tmp_path / "keys"
     file.write_text("old-key")

@@ -62,6 +62,7 @@ def port(service: httpx.Client) -> int:
 # Requests that arrive slowly
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [b"POST /pre", HEAD[:60], HEAD, HEAD + b"\x89PNG"])
 def test_a_request_that_stops_arriving_gets_408(port: int, start: bytes) -> None:
     (response,) = exchange(port, start)
@@ -83,6 +84,7 @@ class Stalling(Impatient):
             time.sleep(2 * self.read_timeout_s)
 
 
+@pytest.mark.slow
 def test_data_that_arrives_during_a_stall_is_in_time(tiny_weights: Path, cat: bytes) -> None:
     head = HEAD.replace(b"2400", str(len(cat)).encode())
     with (
@@ -97,6 +99,7 @@ def test_data_that_arrives_during_a_stall_is_in_time(tiny_weights: Path, cat: by
         assert punctual.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_two_hundred_slow_senders_block_nobody(service: httpx.Client, port: int, cat: bytes) -> None:
     with ExitStack() as stack:
         slow = [stack.enter_context(connect(port)) for _ in range(200)]
@@ -121,6 +124,7 @@ def test_a_client_that_reads_nothing_is_disconnected(service: httpx.Client, port
     assert service.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_gets_everything(service: httpx.Client, port: int) -> None:
     size = len(service.get(LARGE_FILE).content)
     with connect(port, receive_buffer=4096) as connection:
@@ -133,6 +137,7 @@ def test_a_client_that_reads_slowly_gets_everything(service: httpx.Client, port:
     assert len(responses(received)[0].body) == size
 
 
+@pytest.mark.slow
 def test_line_ends_do_not_keep_an_idle_connection() -> None:
     with serve(echo, timeout_keep_alive=0.5) as server, connect(port_of(server)) as connection:
         connection.sendall(request("/a"))
@@ -141,6 +146,7 @@ def test_line_ends_do_not_keep_an_idle_connection() -> None:
             send_for_ever(connection, b"\r\n", 0.1)
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_kept_for_the_timeout() -> None:
     with serve(echo, timeout_keep_alive=60) as server, connect(port_of(server)) as connection:
         for _ in range(2):
@@ -370,6 +376,7 @@ def test_memory_is_returned_once_after_a_peak() -> None:
     assert not returned.acquire(timeout=0.1)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_process_is_bounded_and_returned(tiny_weights: Path) -> None:
     """1,000 clients offer 260 MB, each within every limit; 128 MB are allowed."""
     head = request("/predict", headers="Content-Type: image/png\r\nContent-Length: 262000\r\n", method="POST")

@@ -58,6 +58,7 @@ def test_a_raw_body_has_no_name(client: httpx.Client, cat: bytes) -> None:
         assert response.json()["predictions"] == [{**as_form, "filename": None}]
 
 
+@pytest.mark.slow
 def test_cascade_exits_are_counted_and_can_be_turned_off(start: Start, cascade_weights: Path, cat: bytes) -> None:
     files = form(*[(path.name, path.read_bytes()) for path in sorted(EXAMPLES.glob("*.png"))])
     for early_exit in (True, False):
@@ -226,6 +227,7 @@ def test_a_full_queue_is_429_with_retry_after(start: Start, cat: bytes) -> None:
     assert client.post("/predict", files=files).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_before_it_decodes(tiny_weights: Path, cat: bytes) -> None:
     """Told by files that are no pictures: they would be a 415, or a 400, as soon as anybody looked at them."""
     broken = ["?"] * 400

@@ -29,6 +29,8 @@ from tests.support.raw_http import (
 )
 from tests.support.subprocesses import process
 
+pytestmark = pytest.mark.slow  # starts processes
+
 HALF_BODY = request("/predict", bytes(100_000), "Content-Type: image/png\r\n")[:-50_000]
 LARGE_FILES = request("/static/swagger/swagger-ui-bundle.js") * 20
 

@@ -16,6 +16,8 @@ from app.healthcheck import parser
 from app.settings import Settings
 from tests.support.subprocesses import command, fails, free_port, wait_until
 
+pytestmark = pytest.mark.slow  # starts processes
+
 Certificate = tuple[Path, Path]
 
 

@@ -133,6 +133,7 @@ def test_result_is_independent_of_the_batch(stages: list[Stage], values: list[in
     assert together.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "torch"])
 def test_cascade_file_is_served(cascade_weights: Path, name: str) -> None:
     loaded = weights.load(cascade_weights)

@@ -67,6 +67,7 @@ def test_openvino_results_are_independent_of_the_batch(tiny: Weights) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 2), (5, 2)])
 def test_openvino_streams_run_concurrently(tiny: Weights, threads: int, streams: int) -> None:
     engine = engines.load(tiny, threads=threads, name="openvino")
@@ -137,6 +138,7 @@ def test_bundled_weights_run_in_every_openvino_precision(precision: str) -> None
     assert engines.load(weights.load(weights.BUNDLED), name="openvino", precision=precision).precision == precision
 
 
+@pytest.mark.slow
 def test_int8_agrees_with_float32_on_trained_weights() -> None:
     from app.model.preprocessing import Limits, decode
 
@@ -150,6 +152,7 @@ def test_int8_agrees_with_float32_on_trained_weights() -> None:
     assert np.abs(exact - quick).max() < 0.1
 
 
+@pytest.mark.slow
 def test_signals_are_handled_after_engines_are_released(tiny_weights: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path; from app import engines; from app.model import weights\n"

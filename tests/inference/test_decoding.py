@@ -48,6 +48,7 @@ def decode(pool: DecodePool, files: Sequence[File], timeout_s: float = 60) -> Aw
     return pool.decode(files, time.monotonic() + timeout_s)  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 8, 9, 60])
 def test_results_keep_the_order_of_the_files(count: int) -> None:
     known = UndecodableImage("known before")

@@ -75,6 +75,7 @@ def test_a_batch_that_does_not_fit_memory_is_halved_until_it_does(tiny_weights: 
         assert len(ask(client, white, *[cat] * 15).json()["predictions"]) == 16
 
 
+@pytest.mark.slow
 def test_no_answer_changes_by_a_bit_in_bad_company(tiny_weights: Path) -> None:
     pictures = [path.read_bytes() for path in sorted(EXAMPLES.glob("*.png"))]
     with serving(Settings(weights=tiny_weights, max_batch=16)) as client, ThreadPoolExecutor(8) as pool:
@@ -87,6 +88,7 @@ def test_no_answer_changes_by_a_bit_in_bad_company(tiny_weights: Path) -> None:
         assert all(pool.map(with_bad, range(100)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["hanging", "dying"])
 def test_a_thread_that_hangs_or_dies_is_noticed_answered_for_and_ends_the_process(
     tiny_weights: Path, cat: bytes, white: bytes, fault: str

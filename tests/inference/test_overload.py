@@ -21,6 +21,8 @@ from tests.conftest import serving
 from tests.support import fault_injection
 from tests.support.subprocesses import process
 
+pytestmark = pytest.mark.slow  # seconds of load each
+
 ROOM = 250  # images in the queue
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.support.hostile_images import ENVIRONMENT
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(600),
 ]

@@ -186,6 +186,7 @@ def gradient(mode: str, width: int, height: int) -> Image.Image:
     return photo.convert(mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("size", [(1024, 1024), (1500, 1100), (1025, 4100), (5000, 900)])
 def test_a_large_picture_differs_little_from_one_pass(mode: str, size: tuple[int, int]) -> None:
@@ -293,6 +294,7 @@ def test_a_progressive_jpeg_is_accepted() -> None:
     assert decode(data, LIMITS).resized_from == (640, 480)
 
 
+@pytest.mark.slow
 def test_decompression_bombs_need_little_memory() -> None:
     """Deflate bombs in every chunk of a PNG that is inflated, and text without end; in a process of its own."""
     ended = subprocess.run(

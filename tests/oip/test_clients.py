@@ -188,6 +188,7 @@ def run(*command: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+@pytest.mark.slow
 def test_the_documents_python_names_the_cat(bundled: httpx.Client) -> None:
     (program,) = blocks("python", bundled)
     assert re.match(r"\[\[b'0\.\d{6}:3:cat'( b'0\.\d{6}:\d:\w+'){2}\]\]\n", run(sys.executable, "-c", program))

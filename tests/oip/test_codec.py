@@ -52,6 +52,7 @@ def as_client_says(given: InferInput, **options: Any) -> tuple[bytes, int | None
     return body
 
 
+@pytest.mark.slow
 @given(image=images, binary=st.booleans(), name=st.text(min_size=1, max_size=9), timeout=st.integers(0, 2**63 - 1))
 def test_pixels_arrive_as_the_client_sent_them(image: Any, binary: bool, name: str, timeout: int) -> None:
     body, length = as_client_says(tensor(image, "UINT8", binary), request_id=name, timeout=timeout, priority=3)

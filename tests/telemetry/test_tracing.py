@@ -126,6 +126,7 @@ def test_an_error_of_the_service_is_one(traced: tuple[httpx.Client, Take]) -> No
     assert "secret" not in span.to_json()
 
 
+@pytest.mark.slow
 def test_spans_reach_the_collector_that_the_environment_names(tiny_weights: Path, cat: bytes) -> None:
     received: list[tuple[str, bytes]] = []
 
@@ -170,6 +171,7 @@ def test_spans_reach_the_collector_that_the_environment_names(tiny_weights: Path
     assert {"GET /readyz", "POST /predict", "decode", "queue", "model"} == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("installed", "variables", "expected"),
     [

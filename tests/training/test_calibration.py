@@ -31,6 +31,7 @@ def test_each_group_convolution_has_a_range_of_its_inputs() -> None:
     assert calibration.calibrate_activation_ranges(LeNet(3), images) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "smoothing"), [(0.2, 0.0), (1.0, 0.05), (3.0, 0.15)])
 def test_temperature_and_correction_are_recovered(temperature: float, smoothing: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -68,6 +68,7 @@ def test_seed_repeats_a_run(tmp_path: Path) -> None:
     assert not equal(state(first), state(fitted(tmp_path, longer(seed=1))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 4, 9])
 def test_interrupted_run_resumes_bit_identically(tmp_path: Path, step: int) -> None:
     (tmp_path / "whole").mkdir()
