@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     recorded = "no test accuracy" if card.test_accuracy is None else f"test accuracy {card.test_accuracy:.2%}"
     sections = [f"{card.name} {loaded.version}, {recorded} on its card", report.text(results)]
     if not arguments.no_robustness:
-        rows = [metrics.evaluate("one view, as served", probabilities, dataset.test.labels)]
+        rows = [metrics.evaluate("as served", probabilities, dataset.test.labels)]
         rows += metrics.evaluate_tta(predict, dataset.test) + metrics.evaluate_lossy_formats(predict, dataset.test)
         results["robustness"] = [row._asdict() for row in rows]
         sections.append(metrics.table(rows))

@@ -11,7 +11,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor, nn
 
 from app.engines import Engine
-from app.model import tta
+from app.engines.cascade import PROBABILITY_FLOOR
 from training import augment
 from training.data import Split
 
@@ -112,7 +112,7 @@ def classification_metrics(probabilities: Tensor, labels: Tensor, classes: list[
 
 def log_probs(predict: PredictFn, images: Tensor) -> Tensor:
     """Log-probabilities float32 [N, classes] of one view."""
-    return predict(images).clamp(min=tta.PROBABILITY_FLOOR).log()
+    return predict(images).clamp(min=float(PROBABILITY_FLOOR)).log()
 
 
 def flip_tta(predict: PredictFn, images: Tensor) -> Tensor:
@@ -128,17 +128,6 @@ def flip_translate_tta(predict: PredictFn, images: Tensor) -> Tensor:
     return (flip_tta(predict, images) + shifted_mean) / 2
 
 
-def gated_flip_tta(predict: PredictFn, images: Tensor, first: Tensor) -> Tensor:
-    """Probabilities [N, classes] as the service returns them for lossy formats; `first` are those of one view."""
-    probabilities = first.clone()  # the caller compares them with the result
-    uncertain = torch.from_numpy(tta.is_uncertain(probabilities.numpy(), tta.DEFAULT_THRESHOLD))
-    if uncertain.any():
-        flipped = predict(images[uncertain].flip(2))
-        mean = tta.geometric_mean(probabilities[uncertain].numpy(), flipped.numpy())
-        probabilities[uncertain] = torch.from_numpy(mean)
-    return probabilities
-
-
 def evaluate_tta(predict: PredictFn, split: Split) -> list[EvalResult]:
     """What test-time augmentation of every image would reach, at two and six times the cost."""
     # softmax normalises the mean log-probabilities again.
@@ -151,15 +140,15 @@ def evaluate_tta(predict: PredictFn, split: Split) -> list[EvalResult]:
 
 
 def evaluate_lossy_formats(predict: PredictFn, split: Split) -> list[EvalResult]:
-    """Robustness to lossy formats: one view, and with the service's confidence-gated flip."""
-    results = []
-    for image_format, quality in LOSSY_FORMATS:
-        images = augment.lossy_roundtrip_batch(split.images, quality, image_format)
-        first = predict(images)
-        results.append(evaluate(f"{image_format} quality {quality}, one view", first, split.labels))
-        served = gated_flip_tta(predict, images, first)
-        results.append(evaluate(f"{image_format} quality {quality}, as served", served, split.labels))
-    return results
+    """Robustness to lossy formats."""
+    return [
+        evaluate(
+            f"{image_format} quality {quality}",
+            predict(augment.lossy_roundtrip_batch(split.images, quality, image_format)),
+            split.labels,
+        )
+        for image_format, quality in LOSSY_FORMATS
+    ]
 
 
 def table(results: Sequence[EvalResult]) -> str:

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.model import tta
 from training import metrics
 from training.data import Split
 
@@ -93,23 +92,13 @@ def test_zero_probability_does_not_dominate_the_average(images: Tensor) -> None:
     assert torch.isfinite(averaged).all()
 
 
-def test_only_uncertain_images_are_flipped(images: Tensor) -> None:
-    single, double = predict(images), metrics.flip_tta(predict, images).softmax(1)
-    uncertain = single.max(1).values < tta.DEFAULT_THRESHOLD
-    assert uncertain.any()
-    assert not uncertain.all()
-    torch.testing.assert_close(
-        metrics.gated_flip_tta(predict, images, single), torch.where(uncertain[:, None], double, single)
-    )
-
-
 def test_robustness_table_compares_with_the_first_row(images: Tensor) -> None:
     split = Split(images, predict(images).argmax(1))
-    first = metrics.evaluate("one view", predict(split.images), split.labels)
+    first = metrics.evaluate("as served", predict(split.images), split.labels)
     rows = [first, *metrics.evaluate_tta(predict, split), *metrics.evaluate_lossy_formats(predict, split)]
     assert first.accuracy == 1
     assert all(row.interval_95[0] <= row.accuracy <= row.interval_95[1] + 1e-9 for row in rows)
     table = metrics.table(rows).splitlines()
-    assert len(table) == 2 + 9
-    assert "JPEG quality 50, one view" in table[7]
+    assert len(table) == 2 + 6
+    assert "JPEG quality 50" in table[6]
     assert "| +0.00 points |" in table[2]
