@@ -13,7 +13,7 @@ WORKDIR /srv
 # install needs no more than the version; the code follows in the last layers.
 COPY LICENSE constraints.txt pyproject.toml ./
 COPY app/__init__.py app/
-# a new volume gets the owner of the folder it is mounted on, which is why /weights is there
+# a new volume gets the owner of the folder it is mounted on
 RUN pip install --constraint constraints.txt --editable '.[otel]' \
     && install --directory --owner=10001 --group=10001 /weights
 

@@ -1,6 +1,5 @@
 """Prometheus scrapes the running service with the shipped configuration, at a shorter interval."""
 
-import io
 import shutil
 import subprocess
 import time
@@ -12,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from PIL import Image
 
 from app.settings import Settings
 from tests.conftest import EXAMPLES, serving
 from tests.support import fault_injection
+from tests.support.images import WHITE
 from tests.support.monitoring import PROMETHEUS, queries, rules, without_variables
 from tests.support.subprocesses import free_port
 
@@ -87,12 +86,6 @@ def monitored(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             running.wait(30)
 
 
-def white() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_rules_load_and_stay_silent_for_a_healthy_service(monitored: Monitored, cat: bytes) -> None:
     monitored.service.post("/predict", content=cat, headers={"content-type": "image/png"})
     until(lambda: {rule["health"] for rule in monitored.rules()} == {"ok"})
@@ -103,7 +96,7 @@ def test_rules_load_and_stay_silent_for_a_healthy_service(monitored: Monitored, 
 
 def test_failures_raise_alerts_and_panels_have_data(monitored: Monitored, cat: bytes) -> None:
     def alerted() -> bool:
-        monitored.service.post("/v2/models/tiny_image/infer", content=white(), headers=RAW)
+        monitored.service.post("/v2/models/tiny_image/infer", content=WHITE, headers=RAW)
         monitored.service.post("/v2/models/tiny_image/infer", content=b"no picture", headers=RAW)
         monitored.service.post("/predict", content=b"no picture", headers={"content-type": "image/png"})
         return monitored.alerting() >= {"ThirtytwoErrors", "ThirtytwoBadFiles"}

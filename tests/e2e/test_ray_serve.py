@@ -3,7 +3,6 @@
 The tests depend on each other: they follow one application from its first replica on.
 """
 
-import io
 import os
 import re
 import signal
@@ -20,11 +19,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from PIL import Image
 
 from app.model.weights import BUNDLED
 from app.settings import Settings
 from tests.support import fault_injection
+from tests.support.images import WHITE
 from tests.support.subprocesses import free_port
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every port on loopback; read when ray is imported
@@ -239,10 +238,8 @@ def test_full_queue_is_429_and_stalled_replica_is_replaced(url: str, cat: bytes)
     )
     serve.run(application, name="faulty", route_prefix="/faulty")
     (before,) = running("faulty")
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), "white").save(buffer, "PNG")  # triggers the fault
     with ThreadPoolExecutor() as pool:
-        hangs = pool.submit(wait_for, lambda: predict(f"{url}/faulty", buffer.getvalue()).status_code != 429)
+        hangs = pool.submit(wait_for, lambda: predict(f"{url}/faulty", WHITE).status_code != 429)
         refused: list[httpx.Response] = []
         while not refused:
             answers = pool.map(lambda _: predict(f"{url}/faulty", cat), range(CALLERS))

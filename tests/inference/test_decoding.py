@@ -1,29 +1,19 @@
 """The decoder threads: turns, budgets, deadlines and cancellation, with real images."""
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from app.errors import QueueFull, TooLarge, UndecodableImage, UnsupportedImage
 from app.inference.decoding import DecodePool, File
 from app.model.preprocessing import DecodedImage, Limits
+from tests.support.images import LARGE, SMALL, png
 
 LIMITS = Limits(32, 25_000_000)
-
-
-def png(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), "green").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-SMALL, LARGE = png(32, 32), png(1500, 1000)
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from app.inference.decoding import DecodePool
 from app.inference.pipeline import Deadline, Pipeline, Prediction, RejectedFile
 from app.inference.queue import RequestQueue
 from app.model.preprocessing import DecodedImage, Limits
-from tests.inference.test_decoding import LARGE, SMALL
+from tests.support.images import LARGE, SMALL
 
 
 class Network:
