@@ -1,9 +1,10 @@
-"""OpenTelemetry traces, where the extra `otel` is installed and OTEL_* variables name a collector.
+"""OpenTelemetry traces, if the extra `otel` is installed and OTEL_* variables name a collector.
 
-The middlewares that libraries have for this tell paths, queries and addresses of callers; these spans hold what the log
-holds, and no more.
+The libraries' own middlewares record paths, queries and addresses of callers; these spans hold what the log holds, and
+no more.
 """
 
+import asyncio
 import time
 
 from opentelemetry import propagate, trace
@@ -21,15 +22,16 @@ METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"}  # any ot
 
 
 class Tracing:
-    """A span around every request, one within for each of its steps, all in the caller's trace where it names one."""
+    """A span around every request and one for each of its steps, in the caller's trace if the request names one."""
 
-    def __init__(self, app: ASGIApp, provider: trace.TracerProvider) -> None:
+    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
         self.app = app
+        self._provider = provider
         self._tracer = provider.get_tracer(NAME, __version__)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._exporting_at_shutdown(send))
             return
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
         caller = propagate.extract(
@@ -52,6 +54,16 @@ class Tracing:
             finally:
                 if span.is_recording():
                     self._describe(span, scope, method, status)
+
+    def _exporting_at_shutdown(self, send: Send) -> Send:
+        """Exports the last spans before the shutdown completes: the process may exit without exit handlers."""
+
+        async def send_after_export(message: Message) -> None:
+            if message["type"] == "lifespan.shutdown.complete":
+                await asyncio.to_thread(self._provider.shutdown)
+            await send(message)
+
+        return send_after_export
 
     def _describe(self, span: trace.Span, scope: Scope, method: str, status: int) -> None:
         span.set_attribute("request_id", scope["state"]["request_id"])
