@@ -1,5 +1,6 @@
 """The least that a request can cost on this machine."""
 
+from math import isnan
 from typing import NamedTuple
 
 from benchmarks.components import ComponentCosts
@@ -40,7 +41,7 @@ class LowerBound:
     def share(self, measurement: Measurement) -> float | None:
         """The bound's latency over p50 for a lone client, else images/s over the bound; None without a bound."""
         load = measurement.load
-        if load.request == "bare ASGI" or not load.concurrency:
+        if load.request == "bare ASGI" or not load.concurrency or isnan(measurement.p50_ms):
             return None
         if load.concurrency > 1:
             return measurement.images_per_s / self.images_per_s(load.images)

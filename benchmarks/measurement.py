@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Coroutine
+from math import isnan, nan
 from typing import Any, NamedTuple
 
 import uvloop
@@ -25,7 +26,10 @@ class Load(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """CPU time of the server and of the load generator is in microseconds per image."""
+    """CPU time of the server and of the load generator is in microseconds per image.
+
+    Times are NaN if no response came within the measurement.
+    """
 
     load: Load
     requests_per_s: float
@@ -41,19 +45,20 @@ class Measurement(NamedTuple):
         return self.requests_per_s * self.load.images
 
     def as_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "load": {**self.load._asdict(), "name": str(self.load)}}
+        """Without NaN, which JSON does not have."""
+        numbers = {name: value for name, value in self._asdict().items() if name != "load"}
+        defined = {name: None if isnan(value) else value for name, value in numbers.items()}
+        return {"load": {**self.load._asdict(), "name": str(self.load)}, **defined}
 
 
 def measure(server: ServerProcess, load: Load, drive: Drive) -> Measurement:
-    """Runs the load twice and measures the second run. Raises RuntimeError without any response."""
+    """Runs the load twice and measures the second run."""
     uvloop.run(drive())
     server_before, client_before = server.cpu_s(), time.process_time()
     result = uvloop.run(drive())
     server_s, client_s = server.cpu_s() - server_before, time.process_time() - client_before
     responses = result.statuses.total()
-    if not responses:
-        raise RuntimeError(f"no response under the load {load}")
-    us_per_image = 1e6 / (responses * load.images)
+    us_per_image = 1e6 / (responses * load.images) if responses else nan
     return Measurement(
         load,
         result.rate,

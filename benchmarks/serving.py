@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,14 @@ def report(benchmark: Benchmark, bound: LowerBound, measurements: list[Measureme
         "component_costs": bound.costs._asdict(),
         "bare_asgi": [each.as_json() for each in bound.bare],
         "measurements": [
-            each.as_json() | {"share_of_bound": bound.share(each), "cpu_us_split": bound.cpu_split(each)._asdict()}
+            each.as_json() | {"share_of_bound": bound.share(each), "cpu_us_split": _split(bound, each)}
             for each in measurements
         ],
     }
+
+
+def _split(bound: LowerBound, measurement: Measurement) -> dict[str, float] | None:
+    return None if isnan(measurement.server_cpu_us) else bound.cpu_split(measurement)._asdict()
 
 
 def row(measurement: Measurement, bound: LowerBound) -> str:

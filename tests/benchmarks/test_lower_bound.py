@@ -1,3 +1,6 @@
+import json
+from math import nan
+
 import pytest
 
 from benchmarks.components import ComponentCosts
@@ -46,3 +49,9 @@ def test_cpu_split_adds_up_to_the_servers_time(bound: LowerBound) -> None:
     split = bound.cpu_split(measured("form", 1, 64, 500))
     assert split.network == pytest.approx(1000)
     assert sum(split) == pytest.approx(200)
+
+
+def test_measurement_without_a_response_is_null_in_json(bound: LowerBound) -> None:
+    empty = Measurement(Load("form", 64, 16), 0.0, nan, nan, nan, nan, 0, 0)
+    assert bound.share(empty) is None
+    assert json.loads(json.dumps(empty.as_json(), allow_nan=False))["p50_ms"] is None
