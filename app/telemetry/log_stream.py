@@ -49,7 +49,7 @@ class LogStream(io.TextIOBase):
         deadline = time.monotonic() + timeout_s
         while (self._pending or self._busy) and self._thread.is_alive() and time.monotonic() < deadline:
             self._hurry.set()
-            time.sleep(0.005)
+            self._thread.join(0.005)
 
     def _start(self) -> None:
         with self._lock:
