@@ -20,19 +20,20 @@ def main() -> None:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["classify"]:
-        from app import classify, lifecycle
+        from app.commands import classify
+        from app.process import lifecycle
 
         status = classify.run(argv[1:])
         lifecycle.exit_past_threads(status)
         return status
     if argv[:1] == ["healthcheck"]:
-        from app import healthcheck
+        from app.commands import healthcheck
 
         return healthcheck.run(argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the server handles it; nothing is in flight yet
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server reloads on it
-    from app import serve
+    from app.commands import serve
 
     return serve.run(argv)
 

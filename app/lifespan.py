@@ -23,10 +23,10 @@ from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
-from app.lifecycle import Lifecycle, Phase, watch
 from app.model import preprocessing, weights
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
+from app.process.lifecycle import Lifecycle, Phase, watch
 from app.settings import PREFIX, Settings
 from app.state import State
 from app.telemetry.metrics import Metrics

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from app.api.auth import ApiKeys
 from app.inference.classifier import Classifier
 from app.inference.pipeline import Pipeline
-from app.lifecycle import Lifecycle
+from app.process.lifecycle import Lifecycle
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics

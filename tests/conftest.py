@@ -15,9 +15,9 @@ import uvicorn
 from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
-from app.api.http_protocol import Protocol
 from app.application import create_app
 from app.engines.pytorch import load_network
+from app.http.http_protocol import Protocol
 from app.lifespan import LoadEngine, load_engine
 from app.model.calibration import calibrated_softmax
 from app.model.card import ModelCard, Stage

@@ -11,8 +11,8 @@ from secrets import token_hex
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.api.connections import Connections, Headers
 from app.errors import ClientDisconnected, NotReady, RequestError
+from app.http.connections import Connections, Headers
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
 
@@ -43,7 +43,7 @@ class RequestContext:
         self.app = app
         self.metrics = metrics
         self.access = access
-        self._connections = Connections(self._reject_unparsed, max_inflight_bytes)
+        self._connections = Connections(self._render_error, max_inflight_bytes)
         self._prefix, self._numbers = token_hex(8), count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,10 +63,14 @@ class RequestContext:
         if self.access:
             self.access.add(method, route, status, seconds, request_id)
 
-    def _reject_unparsed(self, error: RequestError) -> tuple[Headers, bytes]:
-        request_id = self.request_id()
-        self.record("-", "unmatched", error.status, 0.0, request_id)
-        return render_without_scope(error, request_id)
+    def _render_error(self, error: RequestError, scope: Scope | None) -> tuple[Headers, bytes]:
+        if scope is None:
+            scope = {"path": "", "state": {"request_id": self.request_id()}}
+            self.record("-", "unmatched", error.status, 0.0, scope["state"]["request_id"])
+        response = problems.of_error(error, scope)
+        headers = [(name, value) for name, value in response.raw_headers if name != b"connection"]
+        request_id = scope["state"]["request_id"].encode()
+        return [*headers, (b"x-request-id", request_id), *SECURITY_HEADERS], bytes(response.body)
 
 
 class _Exchange:
@@ -149,18 +153,6 @@ class _Exchange:
     async def _answer(self, error: RequestError) -> None:
         if not self._status:
             await problems.of_error(error, self._scope)(self._scope, self.receive, self.send)
-
-
-def render_error(error: RequestError, scope: Scope) -> tuple[Headers, bytes]:
-    """Headers and body of an error's response, for the protocol to send."""
-    response = problems.of_error(error, scope)
-    headers = [(name, value) for name, value in response.raw_headers if name != b"connection"]
-    return [*headers, (b"x-request-id", scope["state"]["request_id"].encode()), *SECURITY_HEADERS], bytes(response.body)
-
-
-def render_without_scope(error: RequestError, request_id: str = "") -> tuple[Headers, bytes]:
-    """The same for a request whose path is not known."""
-    return render_error(error, {"path": "", "state": {"request_id": request_id or token_hex(12)}})
 
 
 def _without_traceback(send: Send) -> Send:

@@ -8,9 +8,9 @@ from fastapi.responses import Response
 from app import __version__
 from app.api import openapi
 from app.api.problems import INFERENCE
-from app.lifecycle import Phase
 from app.oip import handler
 from app.oip.models import VERSION, Model, config, metadata, models
+from app.process.lifecycle import Phase
 from app.state import Service
 
 EXTENSIONS = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.healthcheck import parser
+from app.commands.healthcheck import parser
 from app.settings import Settings
 from tests.support.subprocesses import command, fails, free_port, wait_until
 

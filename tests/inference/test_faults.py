@@ -17,8 +17,8 @@ from PIL import Image
 
 from app.api import routes
 from app.errors import NotReady
-from app.lifecycle import Lifecycle, Phase
 from app.oip import routes as oip_routes
+from app.process.lifecycle import Lifecycle, Phase
 from app.settings import Settings
 from app.state import State
 from tests.conftest import EXAMPLES, serving

@@ -14,12 +14,12 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from app.api.http_protocol import Protocol
 from app.application import create_app
 from app.engines import Engine, Output
+from app.http.http_protocol import Protocol
 from app.lifespan import LoadEngine, load_engine
 from app.model.weights import Weights
-from app.server import Server, listen
+from app.process.server import Server, listen
 from app.settings import Settings
 from app.telemetry import logs
 

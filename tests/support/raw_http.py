@@ -10,8 +10,8 @@ from typing import NamedTuple
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.http_protocol import Protocol
-from app.server import Server
+from app.http.http_protocol import Protocol
+from app.process.server import Server
 
 TIMEOUT_S = 20
 

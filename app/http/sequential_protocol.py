@@ -8,11 +8,10 @@ from typing import Any, ClassVar, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.api.connections import Connections
-from app.api.framing import Framing, Headers, without_upgrade
-from app.api.middleware import render_without_scope
-from app.api.transport import CoalescingTransport
 from app.errors import HeadTooLarge, MalformedRequest, RequestError, UrlTooLong
+from app.http.connections import Connections, render_text
+from app.http.framing import Framing, Headers, without_upgrade
+from app.http.transport import CoalescingTransport
 
 MAX_BUFFERED_BYTES = 65_536  # of pipelined requests, before reading pauses
 PARSE_BUDGET_S = 0.0005  # of one iteration of the event loop
@@ -46,7 +45,7 @@ class SequentialProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._shared: Connections = self.app_state.get("connections") or Connections(render_without_scope)
+        self._shared: Connections = self.app_state.get("connections") or Connections(render_text)
         self._framing = Framing()
         self._phase = IDLE
         self._buffer = b""
@@ -234,7 +233,7 @@ class SequentialProtocol(HttpToolsProtocol):
 
     def _send_error(self, error: RequestError) -> None:
         if self._phase is not BODY:  # else the response to this request is sent
-            self._write_response(error.status, *self._shared.render_error(error))
+            self._write_response(error.status, *self._shared.render_error(error, None))
         self._close_lingering()
 
     def _write_response(self, status: int, headers: Headers, body: bytes) -> None:

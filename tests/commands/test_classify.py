@@ -12,9 +12,9 @@ from typing import cast
 
 import pytest
 
-from app import classify
+from app.commands import classify
+from app.commands.image_files import Source
 from app.errors import UndecodableImage
-from app.image_files import Source
 from app.inference.pipeline import Classification, Deadline, Pipeline
 from app.settings import Settings
 from tests.conftest import EXAMPLES, serving

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.api.transport import MAX_COALESCED_BYTES, CoalescingTransport
+from app.http.transport import MAX_COALESCED_BYTES, CoalescingTransport
 
 
 class FakeTransport:

@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-from app.server import GRACE_S, Server
+from app.process.server import GRACE_S, Server
 from app.telemetry.log_stream import EXIT_S
 
 PING_S = 0.5

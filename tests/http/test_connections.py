@@ -18,9 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
-from app.api.connections import SMALL_REQUEST_BYTES, TRIM_BYTES, Connections, InflightBytes
-from app.api.http_protocol import Protocol
-from app.api.middleware import render_without_scope
+from app.http.connections import SMALL_REQUEST_BYTES, TRIM_BYTES, Connections, InflightBytes, render_text
+from app.http.http_protocol import Protocol
 from app.settings import Settings
 from tests.conftest import serving
 from tests.support import fault_injection
@@ -349,7 +348,7 @@ def test_unread_responses_count_and_are_released() -> None:
 
 class Counted(Connections):
     def __init__(self) -> None:
-        super().__init__(render_without_scope)
+        super().__init__(render_text)
 
 
 def test_the_last_eighth_is_for_small_requests() -> None:

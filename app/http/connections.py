@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
+from starlette.types import Scope
+
 from app.errors import RequestError
 
 SMALL_REQUEST_BYTES = 65_536
@@ -17,6 +19,7 @@ SWEPT_AT_ONCE = 100  # connections: some milliseconds if all of them are closed
 TRIM_BYTES = 50_000_000  # in flight, after which memory is returned to the system
 
 Headers = list[tuple[bytes, bytes]]
+RenderError = Callable[[RequestError, Scope | None], tuple[Headers, bytes]]
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +72,11 @@ class InflightBytes:
 class Connections:
     """Checks the timeouts of all open connections about once a second: a timer for each request costs more.
 
-    `render_error` logs and counts a request that cannot be parsed, and returns its response's headers and body.
+    `render_error` returns headers and body of an error's response, for the protocol to send. Without a scope, it also
+    logs and counts the request, which could not be parsed.
     """
 
-    def __init__(self, render_error: Callable[[RequestError], tuple[Headers, bytes]], limit: float = math.inf) -> None:
+    def __init__(self, render_error: RenderError, limit: float = math.inf) -> None:
         self.render_error = render_error
         self.inflight = InflightBytes(limit)
         self._open: set[Connection] = set()
@@ -99,6 +103,11 @@ class Connections:
         self._sweeping = bool(connections or self.inflight.peak > TRIM_BYTES)
         if self._sweeping:
             self._schedule(loop, period_s)
+
+
+def render_text(error: RequestError, scope: Scope | None) -> tuple[Headers, bytes]:
+    """For an application that renders no errors of its own."""
+    return [(b"content-type", b"text/plain; charset=utf-8")], str(error).encode()
 
 
 def _check(connections: Iterable[Connection], loop: AbstractEventLoop) -> None:

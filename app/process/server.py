@@ -16,8 +16,8 @@ from types import FrameType
 
 import uvicorn
 
-from app.api.backlog import serve_backlog
-from app.lifecycle import Lifecycle, Phase, exit_past_threads
+from app.http.backlog import serve_backlog
+from app.process.lifecycle import Lifecycle, Phase, exit_past_threads
 from app.telemetry.log_stream import exit_process
 
 GRACE_S = 1.0  # from the shutdown timeout, or from a repeated signal, to the exit

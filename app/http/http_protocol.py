@@ -8,9 +8,8 @@ from typing import Any, ClassVar, cast
 from starlette.types import Scope
 from uvicorn.protocols.utils import is_ssl
 
-from app.api.middleware import render_error
-from app.api.sequential_protocol import BODY, IDLE, SequentialProtocol
 from app.errors import NotReady, QueueFull, RequestTimeout
+from app.http.sequential_protocol import BODY, IDLE, SequentialProtocol
 
 IDLE_CLOSE_DELAY_S = 0.3  # a request that was sent before its sender saw the shutdown arrives within this time
 SHUTDOWN_S = 2.0  # for open connections, if the server has no timeout
@@ -199,5 +198,5 @@ class Protocol(SequentialProtocol):
             self.cycle.disconnected = True
             self.cycle.scope["state"]["aborted_by"] = error
             self.cycle.message_event.set()
-            self._write_response(error.status, *render_error(error, cast(Scope, self.cycle.scope)))
+            self._write_response(error.status, *self._shared.render_error(error, cast(Scope, self.cycle.scope)))
         self._close_lingering()

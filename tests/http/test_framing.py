@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.framing import CHUNKED_PIECE_BYTES, Framing
+from app.http.framing import CHUNKED_PIECE_BYTES, Framing
 
 HEADS = st.sampled_from(
     [b"GET / HTTP/1.1\r\nHost: x", b"\r\nGET / HTTP/1.1\r\nHost: x", b"POST /predict HTTP/1.1\r\nA: \r"]

@@ -9,10 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from app import image_files, settings
-from app.classify_output import FORMATS, Outcome, Output
+from app import settings
+from app.commands import image_files
+from app.commands.classify_output import FORMATS, Outcome, Output
+from app.commands.image_files import Source
 from app.errors import RequestError, ThirtytwoError, UndecodableImage
-from app.image_files import Source
 from app.inference.pipeline import Deadline, Pipeline
 from app.lifespan import build_classifier, build_pipeline, load_engine
 from app.settings import Settings

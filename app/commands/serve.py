@@ -13,13 +13,14 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
 import uvicorn
 
-from app import cli, settings
-from app.api.http_protocol import Protocol
+from app import settings
 from app.application import create_app
+from app.commands import cli
 from app.errors import SettingsError
-from app.server import Server, listen, load_certificate
+from app.http.http_protocol import Protocol
+from app.process.server import Server, listen, load_certificate
+from app.process.supervisor import Supervisor
 from app.settings import PREFIX, Settings
-from app.supervisor import Supervisor
 from app.telemetry import logs, metrics
 
 BACKLOG = 4096  # connections that wait to be accepted; one that finds no room tries again after 1, 3 and 7 s

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from app import lifecycle as module
-from app.lifecycle import Lifecycle, Phase, watch
+from app.process import lifecycle as module
+from app.process.lifecycle import Lifecycle, Phase, watch
 
 
 class FakeBatcher:

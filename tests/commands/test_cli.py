@@ -2,7 +2,7 @@
 
 import pytest
 
-from app import cli
+from app.commands import cli
 from app.errors import SettingsError
 from app.settings import DEPRECATED, Settings
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.api.http_protocol import Protocol
 from app.api.middleware import RequestContext
+from app.http.http_protocol import Protocol
 from app.telemetry.metrics import Metrics
 from tests.support.raw_http import (
     TIMEOUT_S,

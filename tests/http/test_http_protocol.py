@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from app.api.framing import without_upgrade
-from app.api.http_protocol import Protocol
 from app.api.middleware import RequestContext
-from app.api.sequential_protocol import MAX_BUFFERED_BYTES
+from app.http.framing import without_upgrade
+from app.http.http_protocol import Protocol
+from app.http.sequential_protocol import MAX_BUFFERED_BYTES
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests.conftest import serving
