@@ -24,9 +24,8 @@ help:  ## list the targets
 serve: .venv/$(if $(GPU),cuda,serve)  ## serve the bundled weights on HOST (127.0.0.1) and PORT (8000); passes ARGS="..."
 	$(BIN)/python -m app --host $(HOST) --port $(PORT) $(ARGS)
 
-train: .venv/train  ## train on DATA and write weights/NAME.safetensors; RECIPE=cifar10 names a recipe; passes ARGS="..."
-	$(BIN)/python -m training.train --data $(DATA) --out weights/$(NAME).safetensors \
-		$(if $(RECIPE),--recipe $(RECIPE)) $(ARGS)
+train: .venv/train  ## train on DATA and write weights/NAME.safetensors; RECIPE=cifar10 trains a cascade; passes ARGS="..."
+	$(BIN)/python -m training.$(if $(RECIPE),chain $(RECIPE),train) --data $(DATA) --out weights/$(NAME).safetensors $(ARGS)
 
 evaluate: .venv/train  ## evaluate the bundled weights on DATA; passes ARGS="..."
 	$(BIN)/python -m training.evaluate --data $(DATA) $(ARGS)

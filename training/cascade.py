@@ -9,6 +9,7 @@ network was trained on: the files must have been trained with one --seed and one
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from app.model.card import ModelCard, Stage
 from app.model.weights import Weights, cascade_state, save
 from training import augment, calibration, cli, data, metrics
 from training.data import Split
-from training.exits import Array, averages, fit_exits, probabilities_of, reaching
+from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
 from training.export import reference_images, split_results
 
 JPEG_QUALITY = 80
@@ -41,17 +42,24 @@ def parse_stage(text: str) -> Stage:
     return Stage(network=int(network), hflip="flip" in options, average_last=averaged[0] if averaged else 1)
 
 
-def compose(networks: Sequence[Weights], stages: Sequence[Stage], name: str, val: Split) -> Weights:
+def compose(
+    networks: Sequence[Weights],
+    stages: Sequence[Stage],
+    name: str,
+    val: Split,
+    max_loss: float = MAX_LOSS,
+    runs: Sequence[dict[str, Any]] = (),
+) -> Weights:
     """The cascade with calibrations and thresholds fitted to `val`, clean and as JPEG; without test results.
 
-    Raises DataError for networks that differ in classes or input size.
+    `runs` are recorded on the card. Raises DataError for networks that differ in classes or input size.
     """
     first = networks[0].card
     if any(each.card.classes != first.classes or each.card.input_size != first.input_size for each in networks):
         raise DataError("The networks of a cascade need the same classes and input size.")
     clean, lossy = (stage_outputs(networks, stages, images) for images in (val.images, _as_jpeg(val.images)))
     costs = [networks[stage.network].card.forward_gflops or 0.0 for stage in stages]
-    fitted = fit_exits(stages, np.concatenate([clean, lossy], 1), val.labels.repeat(2).numpy(), costs)
+    fitted = fit_exits(stages, np.concatenate([clean, lossy], 1), val.labels.repeat(2).numpy(), costs, max_loss)
     shares = reaching(fitted, clean).mean(1)
     fitted = [
         stage.model_copy(update={"share": round(float(share), 4)}) for stage, share in zip(fitted, shares, strict=True)
@@ -71,7 +79,11 @@ def compose(networks: Sequence[Weights], stages: Sequence[Stage], name: str, val
         stages=fitted,
         test_accuracy=None,
         dataset=first.dataset,
-        recipe={"stages": [stage.model_dump(include={"network", "hflip", "average_last"}) for stage in stages]},
+        recipe={
+            "stages": [stage.model_dump(include={"network", "hflip", "average_last"}) for stage in stages],
+            "max_loss": max_loss,
+            "runs": list(runs),
+        },
     )
     return Weights(card, cascade_state(networks), references, outputs[-1], "", outputs)
 
@@ -145,8 +157,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, required=True, metavar="DIR", help="data folder that the networks were trained on")
     add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
     add("--name", help="name on the model card [name of --out]")
+    add("--max-loss", type=_share, default=MAX_LOSS, metavar="SHARE",
+        help="accuracy that early exits may cost, against the last stage for every image [%(default)s]")  # fmt: skip
+    add("--runs", type=Path, metavar="FILE", help="JSON list of the training runs, for the card")
     add("--no-test", action="store_true", help="do not read the test images")
     return parser.parse_args(argv)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text}")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -155,7 +177,9 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = data.load(arguments.data, card.input_size, ["train"] if arguments.no_test else data.SPLITS)
     val_fraction = card.recipe.get("val_fraction") or card.recipe["holdout"]  # its former name
     _, val = data.train_val_split(dataset.train, float(val_fraction), card.recipe["seed"])
-    cascade = compose(networks, arguments.stage, arguments.name or arguments.out.stem, val)
+    runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
+    name = arguments.name or arguments.out.stem
+    cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs)
     results = evaluate(cascade, "val", val)
     card = cascade.card
     if not arguments.no_test:
@@ -163,8 +187,8 @@ def run(arguments: argparse.Namespace) -> None:
         update = {"test_accuracy": results["test_accuracy"], "forward_gflops": results["test_gflops"]}
         card = card.model_copy(update=update)
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
-    for name, value in results.items():
-        print(f"{name:28} {value}")
+    for metric, value in results.items():
+        print(f"{metric:28} {value}")
 
 
 def main(argv: list[str] | None = None) -> None:

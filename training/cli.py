@@ -70,7 +70,7 @@ def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None
     try:
         recipe = Recipe.model_validate(base.model_dump() | flags)
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from None
+        raise SettingsError(one_line(error)) from None
     changed = [name for name in IMMUTABLE_FIELDS if getattr(recipe, name) != getattr(base, name)]
     if resumed_from and changed:
         raise SettingsError(f"--resume cannot change {', '.join(map(_flag, changed))}.")
@@ -95,7 +95,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     if not first["loc"]:
         return first["msg"].removeprefix("Value error, ") + "."

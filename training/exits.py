@@ -11,7 +11,7 @@ from app.model.calibration import calibrated_softmax
 from app.model.card import Stage
 from training import calibration
 
-MAX_LOSS = 0.0005  # expected accuracy that early exits may cost, against the last stage for every image
+MAX_LOSS = 0.0005  # default: accuracy that early exits may cost, against the last stage for every image
 CANDIDATES = 40  # quantiles of the confidence that are tried as thresholds of an exit
 MIN_IMAGES = 200  # that reach a stage before it gets a calibration of its own
 
@@ -19,22 +19,30 @@ Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
-def fit_exits(stages: Sequence[Stage], log_probabilities: Array, labels: Labels, costs: Sequence[float]) -> list[Stage]:
+def fit_exits(
+    stages: Sequence[Stage],
+    log_probabilities: Array,
+    labels: Labels,
+    costs: Sequence[float],
+    max_loss: float = MAX_LOSS,
+) -> list[Stage]:
     """The stages with calibrations and thresholds, for log-probabilities float32 [stages, N, classes].
 
     Every stage is calibrated on all images, then thresholds are chosen, then the later stages are calibrated again on
     the images that reach them. Calibration keeps the order of the classes, and so the accuracy. `costs` are relative.
     """
     fitted = [_calibrate(stage, each, labels) for stage, each in zip(stages, log_probabilities, strict=True)]
-    fitted = choose_thresholds(fitted, log_probabilities, costs)
+    fitted = choose_thresholds(fitted, log_probabilities, costs, max_loss)
     for index, reached in enumerate(reaching(fitted, log_probabilities)):
         if index and reached.sum() >= MIN_IMAGES:
             fitted[index] = _calibrate(fitted[index], log_probabilities[index, reached], labels[reached])
-    return choose_thresholds(fitted, log_probabilities, costs)
+    return choose_thresholds(fitted, log_probabilities, costs, max_loss)
 
 
-def choose_thresholds(stages: Sequence[Stage], log_probabilities: Array, costs: Sequence[float]) -> list[Stage]:
-    """The thresholds with the least mean cost whose expected loss of accuracy is at most MAX_LOSS.
+def choose_thresholds(
+    stages: Sequence[Stage], log_probabilities: Array, costs: Sequence[float], max_loss: float = MAX_LOSS
+) -> list[Stage]:
+    """The thresholds with the least mean cost whose expected loss of accuracy is at most `max_loss`.
 
     The loss of an exit is estimated with the last stage's probabilities: that of its own class less that of the exit's
     class (cf. Jitkrittum et al. 2023, arXiv 2307.02764). It is 0 where both agree, needs no labels, and varies less
@@ -48,7 +56,7 @@ def choose_thresholds(stages: Sequence[Stage], log_probabilities: Array, costs: 
     best, least = tuple(1.0 for _ in candidates), float("inf")
     for thresholds in product(*candidates):
         cost, expected = _cost_and_loss(confidence, loss, thresholds, costs)
-        if expected <= MAX_LOSS and cost < least:
+        if expected <= max_loss and cost < least:
             best, least = tuple(min(1.0, float(threshold)) for threshold in thresholds), cost
     return [
         stage.model_copy(update={"threshold": threshold})

@@ -16,7 +16,7 @@ from app.model import networks
 from app.model.card import ModelCard
 from app.model.quantization import quantize_weights
 from app.model.weights import SCALE, Tensors, Weights, save
-from training import calibration, metrics
+from training import calibration, metrics, provenance
 from training.data import Dataset, Split
 from training.recipe import Recipe
 
@@ -69,7 +69,11 @@ def export(
     Returns its contents, and its probabilities float32 [N, classes] for the test images, or without any for the
     validation images. Test images are read once, after everything is chosen.
     """
-    results: dict[str, Any] = {"training_s": round(training_s)}
+    results: dict[str, Any] = {
+        "training_s": round(training_s),
+        "commit": provenance.commit(),
+        "machine": provenance.machine(next(network.parameters()).device),
+    }
     references = reference_images(val)  # never test images: everybody can read the file
     weights = Weights(card, quantized_state(network), references, np.empty(0, np.float32), "")
     # The ranges are those of the stored weights, so that weight rounding is part of the error they minimise.

@@ -31,7 +31,7 @@ def test_exported_file_is_served_with_the_recorded_results(tmp_path: Path, netwo
     card = export.build_card("x", dataset(test), SMALL_RECIPE, network)
     _, probabilities = export.export(tmp_path / "x.safetensors", card, test, val, network, training_s=1.6)
     loaded = weights.load(tmp_path / "x.safetensors")
-    assert loaded.card.results.keys() == {"training_s"} | {
+    assert loaded.card.results.keys() == {"training_s", "commit", "machine"} | {
         f"{split}_{name}"
         for split in ("val", "test")
         for name in ("images", "accuracy", "accuracy_interval", "calibration_error")

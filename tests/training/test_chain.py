@@ -1,0 +1,142 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import SettingsError
+from app.model import weights
+from training import chain, provenance
+
+RUN = """
+[defaults]
+depth = 2
+epochs = 6
+batch_size = 30
+val_fraction = 0.2
+muon_lr = 0.05
+image_size = 16
+random_crop_padding = 2
+cutout = 4
+
+[[networks]]
+name = "large"
+[[networks.runs]]
+widths = [12, 12, 12]
+[[networks.runs]]
+epochs = 8
+average_checkpoints = true
+
+[[networks]]
+name = "small"
+[[networks.runs]]
+widths = [8, 8, 8]
+teacher = "large/2"
+jpeg_prob = 0.5
+jpeg_quality = [60, 90]
+
+[cascade]
+stages = ["small", "large", "large:flip:2"]
+max_loss = 0.01
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RUN)
+    return path
+
+
+def run(recipe: Path, folder: Path, out: Path, *flags: str) -> None:
+    chain.main([str(recipe), "--data", str(folder), "--out", str(out), "--run-dir", str(out.parent / "runs"), *flags])
+
+
+def commands(printed: str) -> list[str]:
+    return re.findall(r"^\$ python -m training\.(\w+)", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_chain_makes_a_cascade_and_resumes(
+    recipe: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shades.safetensors"
+    run(recipe, folder, out)
+    assert commands(capsys.readouterr().out) == ["train", "train", "train", "cascade"]
+    first = weights.load(out)
+    card = first.card
+    assert [(stage.network, stage.hflip) for stage in card.stages] == [(1, False), (0, False), (0, True)]
+    assert card.recipe["max_loss"] == 0.01
+    assert [(each["network"], each["run"]) for each in card.recipe["runs"]] == [
+        ("large", 1),
+        ("large", 2),
+        ("small", 1),
+    ]
+    assert card.recipe["runs"][2]["flags"]["teacher"] == f"large {card.recipe['runs'][1]['version']}"
+    assert all(each["machine"] for each in card.recipe["runs"])
+    assert card.test_accuracy is not None
+    assert not any(name.startswith("test") for network in card.networks for name in network.results)
+    out.unlink()
+    (tmp_path / "runs/small/1.safetensors").unlink()  # as if the last run was interrupted
+    run(recipe, folder, out, "--no-test")
+    assert commands(capsys.readouterr().out) == ["train", "cascade"]
+    assert weights.load(out).card.networks[1].results["val_accuracy"] == card.networks[1].results["val_accuracy"]
+
+
+def test_runs_continue_each_other(recipe: Path, tmp_path: Path) -> None:
+    large, averaged, small = chain.plan(chain.load(str(recipe)), tmp_path)
+    assert not large.is_started
+    assert averaged.is_started
+    assert averaged.flags["widths"] == [12, 12, 12]
+    assert small.flags["teacher"] == str(averaged.out)
+    assert "average_checkpoints" not in small.flags
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("[cascade]", "[cascades]", "cascade: field required"),
+        ('"small", "large"', '"tiny", "large"', "The stage tiny names none of the networks large, small"),
+        ('teacher = "large/2"', 'teacher = "small"', "small/1: the teacher small is not an earlier run"),
+        ("depth = 2", "deep = 2", "large/1: deep is not a flag"),
+        ("depth = 2", "depth = 0", "large/1: --depth: input should be greater than or equal to 1"),
+        ("depth = 2", "depth = ", "recipe.toml: Invalid value"),
+    ],
+)
+def test_invalid_recipe_is_one_line(
+    recipe: Path, tmp_path: Path, old: str, new: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.write_text(RUN.replace(old, new, 1))
+    with pytest.raises(SystemExit) as exit_info:
+        run(recipe, tmp_path / "none", tmp_path / "out.safetensors")
+    assert exit_info.value.code == 2
+    printed = capsys.readouterr()
+    assert error in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+
+
+def test_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match="there are cifar10"):
+        chain.load("cifar")
+
+
+def test_bundled_recipe_is_valid(tmp_path: Path) -> None:
+    bundled = chain.load("cifar10")
+    assert len(chain.plan(bundled, tmp_path)) == 7
+    assert list(chain.stage_flags(bundled))[1::2] == ["2", "1", "0:2", "0:flip:3"]
+
+
+def test_a_run_of_another_recipe_is_refused(recipe: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large/1.safetensors").write_bytes(tiny_weights.read_bytes())
+    with pytest.raises(SettingsError, match=r"large/1\.safetensors was made by another recipe"):
+        chain.plan(chain.load(str(recipe)), tmp_path)
+
+
+def test_provenance_names_commit_and_processor(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nmodel name : Example CPU\n")
+    assert provenance.machine(torch.device("cpu"), cpuinfo).startswith("Example CPU, ")
+    commit = provenance.commit()
+    assert commit is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", commit)

@@ -1,0 +1,206 @@
+"""Trains the networks of a recipe file one after the other and composes them into a cascade.
+
+    python -m training.chain cifar10 --data DIR --out weights/cifar10.safetensors
+
+The file is a name in training/recipes or a path. Every run is a call of `training.train`, the last step one of
+`training.cascade`; both are printed as commands. The same command resumes an interrupted chain: finished runs are kept
+in the run folder, the current one continues from its checkpoint.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import SettingsError
+from app.model import weights
+from training import cascade, cli, train
+from training.exits import MAX_LOSS
+from training.recipe import Recipe
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Flags = dict[str, Any]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NetworkTable(_Table):
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    runs: Annotated[list[Flags], Field(min_length=1)]
+
+
+class CascadeTable(_Table):
+    """A stage is the name of a network and the options of `training.cascade`: `large:flip:3`."""
+
+    stages: Annotated[list[str], Field(min_length=1)]
+    max_loss: Annotated[float, Field(ge=0, lt=1)] = MAX_LOSS
+
+
+class ChainFile(_Table):
+    """`defaults` are flags of every run; those of a run hold for the later runs of its network, too."""
+
+    defaults: Flags = {}
+    networks: Annotated[list[NetworkTable], Field(min_length=1)]
+    cascade: CascadeTable
+
+
+class Run(NamedTuple):
+    """One call of `training.train`. `number` counts the runs of the network from 1; all of them share `folder`."""
+
+    network: str
+    number: int
+    folder: Path
+    flags: Flags
+
+    @property
+    def out(self) -> Path:
+        return self.folder / f"{self.number}.safetensors"
+
+    @property
+    def is_started(self) -> bool:
+        return self.number > 1 or (self.folder / "checkpoint.pt").exists()
+
+
+def load(name: str) -> ChainFile:
+    """Raises SettingsError, in one line, for a file that is missing or invalid."""
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    try:
+        return ChainFile.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+        raise SettingsError(f"There is no recipe {name}; there are {known}, or a path to a .toml file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}.") from None
+
+
+def plan(chain: ChainFile, run_dir: Path) -> list[Run]:
+    """The runs in order, with the teachers' names replaced by files; raises SettingsError for an invalid flag."""
+    runs: list[Run] = []
+    files: dict[str, Path] = {}  # of `network` and `network/number`
+    for network in chain.networks:
+        flags = dict(chain.defaults)
+        for number, own in enumerate(network.runs, start=1):
+            flags |= own
+            resolved = dict(flags)
+            if teacher := flags.get("teacher"):
+                if teacher not in files:
+                    raise SettingsError(f"{network.name}/{number}: the teacher {teacher} is not an earlier run.")
+                resolved["teacher"] = str(files[teacher])
+            run = Run(network.name, number, run_dir / network.name, resolved)
+            _check(run)
+            runs.append(run)
+            files[network.name] = files[f"{network.name}/{number}"] = run.out
+    return runs
+
+
+def stage_flags(chain: ChainFile) -> Iterator[str]:
+    """The flags of `training.cascade`, with indices for the networks' names; raises SettingsError for another name."""
+    names = [network.name for network in chain.networks]
+    for stage in chain.cascade.stages:
+        name, *options = stage.split(":")
+        if name not in names:
+            raise SettingsError(f"The stage {stage} names none of the networks {', '.join(names)}.")
+        yield from ("--stage", ":".join([str(names.index(name)), *options]))
+
+
+def _check(run: Run) -> None:
+    where = f"{run.network}/{run.number}"
+    unknown = run.flags.keys() - Recipe.model_fields.keys()
+    if unknown:
+        raise SettingsError(f"{where}: {', '.join(sorted(unknown))} is not a flag of training.train.")
+    try:
+        recipe = Recipe.model_validate(run.flags)
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {cli.one_line(error)}") from None
+    if run.out.exists():
+        names = {"teacher", "initial_weights"}  # a card has the versions of these files in place of their paths
+        made_by = Recipe.model_validate(weights.load(run.out).card.recipe)
+        if made_by.model_dump(exclude=names) != recipe.model_dump(exclude=names):
+            raise SettingsError(f"{run.out} was made by another recipe; another --run-dir starts anew.")
+
+
+def train_run(run: Run, arguments: argparse.Namespace) -> None:
+    argv = ["--data", str(arguments.data), "--out", str(run.out), "--name", run.network, "--run-dir", str(run.folder)]
+    argv += ["--device", arguments.device, "--no-test", *_as_flags(run.flags)]
+    argv += ["--resume"] if run.is_started else []
+    print(f"$ python -m training.train {shlex.join(argv)}", flush=True)
+    train.main(argv)
+
+
+def record(runs: list[Run]) -> list[dict[str, Any]]:
+    """What made each network, for the card: flags, seconds, commit, machine and version of every run."""
+    cards = [(run, weights.load(run.out)) for run in runs]
+    return [
+        {"network": run.network, "run": run.number, "version": loaded.version, "flags": loaded.card.recipe}
+        | {name: loaded.card.results.get(name) for name in ("training_s", "commit", "machine")}
+        for run, loaded in cards
+    ]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    chain = load(arguments.recipe)
+    name = arguments.name or arguments.out.stem
+    run_dir: Path = arguments.run_dir or Path("runs") / name
+    runs, stages = plan(chain, run_dir), list(stage_flags(chain))
+    for each in runs:
+        if not each.out.exists():
+            train_run(each, arguments)
+    history = run_dir / "runs.json"
+    history.write_text(json.dumps(record(runs), indent=1) + "\n")
+    files = {each.network: str(each.out) for each in runs}  # of the last run of each network
+    argv = [*files.values(), *stages, "--data", str(arguments.data), "--out", str(arguments.out), "--name", name]
+    argv += ["--max-loss", str(chain.cascade.max_loss), "--runs", str(history)]
+    argv += ["--no-test"] if arguments.no_test else []
+    print(f"$ python -m training.cascade {shlex.join(argv)}", flush=True)
+    cascade.main(argv)
+
+
+def _as_flags(flags: Flags) -> list[str]:
+    texts: list[str] = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            texts.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            texts += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return texts
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python -m training.chain", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="name in training/recipes, or path to a .toml file")
+    add("--data", type=Path, required=True, metavar="DIR", help="data folder, as for training.train")
+    add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
+    add("--name", help="name on the model card [stem of --out]")
+    add("--run-dir", type=Path, metavar="DIR", help="folder of the runs [runs/<name>]")
+    add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
+    add("--no-test", action="store_true", help="do not read the test images")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    try:
+        run(arguments)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

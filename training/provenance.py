@@ -1,0 +1,37 @@
+"""What made a weights file, for its card: the commit of this code and the machine."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from app.engines.hardware import available_cpus
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` for changed files; None outside a checkout, as in an installed package."""
+    folder = Path(__file__).parent
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        if not (folder.parent / ".git").exists():
+            return None
+        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The GPU's name, or the CPU's and how many of them this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model(cpuinfo)}, {available_cpus()} CPUs, torch {torch.__version__}"
+
+
+def _cpu_model(cpuinfo: Path) -> str:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
