@@ -121,6 +121,6 @@ def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float]
 
 def _describe(metrics: Metrics, classifier: Classifier) -> None:
     weights, engine = classifier.weights, classifier.engine
-    metrics.describe_model(classifier.classes, max(1, len(weights.card.stages)))
+    metrics.describe_model(classifier.classes, max(1, len(weights.card.stages)), weights.card.exit_shares())
     labels = weights.card.name, weights.version, engine.name, engine.device, engine.precision
     metrics.model_info.labels(*labels).set(1)

@@ -1,5 +1,6 @@
 """The model card in a weights file: all that serving needs, and what a user wants to know."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
@@ -101,6 +102,13 @@ class ModelCard(BaseModel):
     dataset: str = Field(validation_alias=AliasChoices("dataset", "data_set"))
     recipe: dict[str, Any]
     results: dict[str, Any] = Field(default_factory=dict, description="further metrics from training")
+
+    def exit_shares(self) -> list[float]:
+        """Share of held-out images that leave after each stage; empty for one network, or where it is not known."""
+        reaching = [stage.share for stage in self.stages if stage.share is not None]
+        if len(reaching) < len(self.stages):
+            return []
+        return [share - after for share, after in pairwise([*reaching, 0.0])]
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:

@@ -94,6 +94,13 @@ class Metrics:
             ["stage"],
             registry=self.registry,
         )
+        self.expected_exit_share = Gauge(
+            "thirtytwo_expected_exit_share",
+            "Share of validation images that left the cascade after this stage; absent for a single network.",
+            ["stage"],
+            multiprocess_mode="livemostrecent",
+            registry=self.registry,
+        )
         self.rejections = Counter(
             "thirtytwo_rejections", "Rejected files and requests by problem type.", ["reason"], registry=self.registry
         )
@@ -115,10 +122,15 @@ class Metrics:
         self._of_class: list[tuple[Counter, Counter]] = []
         self._of_stage: list[Counter] = []
 
-    def describe_model(self, classes: Sequence[str], stages: int) -> None:
-        """Every class and stage has a count from the start, so that the first image is a rise from 0."""
+    def describe_model(self, classes: Sequence[str], stages: int, exit_shares: Sequence[float] = ()) -> None:
+        """Every class and stage has a count from the start, so that the first image is a rise from 0.
+
+        `exit_shares` are those of validation images, by stage.
+        """
         self._of_class = [(self.predictions.labels(name), self.confidence.labels(name)) for name in classes]
         self._of_stage = [self.exits.labels(stage) for stage in range(stages)]
+        for stage, share in enumerate(exit_shares):
+            self.expected_exit_share.labels(stage).set(share)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         if (route, status) not in self._of_route:  # looking labels up costs more than counting

@@ -21,7 +21,7 @@ EXPRESSIONS = [*queries(), *(rule["expr"] for rule in rules())]
 def exported() -> Iterator[Metric]:
     """Our metrics, each with at least one sample."""
     metrics = Metrics()
-    metrics.describe_model(["cat"], stages=1)
+    metrics.describe_model(["cat"], stages=2, exit_shares=[0.75, 0.25])
     metrics.observe_request("/predict", 200, 0.1)
     metrics.observe_memory("cuda:0", 1, 2)
     metrics.rejections.labels("too-large")

@@ -241,3 +241,13 @@ def write(folder: Path, content: Weights) -> Path:
     path = folder / "odd.safetensors"
     weights.save(path, *content[:4])
     return path
+
+
+def test_exit_shares_follow_from_shares_that_reach_a_stage(tiny: Weights) -> None:
+    def shares(*reaching: float | None) -> list[float]:
+        stages = [Stage(network=0, share=share) for share in reaching]
+        return tiny.card.model_copy(update={"stages": stages}).exit_shares()
+
+    assert shares(1.0, 0.25, 0.125) == [0.75, 0.125, 0.125]
+    assert shares(1.0, None) == []
+    assert shares() == []
