@@ -55,7 +55,7 @@ def lifespan(
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
         lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
         if keys.disabled:
-            logger.warning("no API keys are set: everyone who reaches this address may use it")
+            logger.warning("no API keys are set: the service is open to all clients")
         pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
         _describe(metrics, classifier)
         with ThreadPoolExecutor(1, "parse") as executor:

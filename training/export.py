@@ -74,7 +74,7 @@ def export(
         "commit": provenance.commit(),
         "machine": provenance.machine(next(network.parameters()).device),
     }
-    references = reference_images(val)  # never test images: everybody can read the file
+    references = reference_images(val)  # never test images: the file is public
     weights = Weights(card, quantized_state(network), references, np.empty(0, np.float32), "")
     # The ranges are those of the stored weights, so that weight rounding is part of the error they minimise.
     ranges = calibration.calibrate_activation_ranges(load_network(weights), val.images[:RANGE_IMAGES])

@@ -114,7 +114,7 @@ class Trainer:
                 self._raise_if_stopped(stop, checkpoint_file)
 
     def final_network(self) -> nn.Module:
-        """The trained network, or where the recipe asks for it the average with `averaged_checkpoints`."""
+        """The trained network, or its average with `averaged_checkpoints` if the recipe has one."""
         if not (self.recipe.average_checkpoints and self.averaged_checkpoints):
             return self.network
         # Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407): the mean of several optima of a run is

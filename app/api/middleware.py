@@ -21,7 +21,7 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-cache"),  # asked again every time, so that no page meets another version's script
+    (b"cache-control", b"no-cache"),  # revalidated each time: pages and scripts must be of one version
 )
 VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -92,7 +92,7 @@ class _Exchange:
         self._body_pending = (
             b"transfer-encoding" in headers
             or len(headers.get(b"content-length", b"")) > DISCARDED_DIGITS
-            or b"expect" in headers  # nobody can say whether the body follows a response other than 100
+            or b"expect" in headers  # the body may or may not follow a response other than 100
         )
         self._status = 0
         self._answered = self._disconnected = False
@@ -156,7 +156,7 @@ class _Exchange:
 
 
 def _without_traceback(send: Send) -> Send:
-    """A start-up that fails for a known reason says so in one line."""
+    """Reports a known start-up error in one line."""
 
     async def send_brief(message: Message) -> None:
         if message["type"] == "lifespan.startup.failed":

@@ -1,4 +1,4 @@
-"""What the OpenAPI page tells beyond the types: how to upload, what comes back, and every error."""
+"""The OpenAPI page beyond the types: uploads, examples of responses, and every error."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ FORM = {
         "file": {
             "type": "array",
             "items": FILE,
-            "description": "One image, or many. On this page, *Add string item* makes room for one more.",
+            "description": "One or more images. On this page, *Add string item* adds another.",
         }
     },
 }
@@ -30,12 +30,12 @@ BODY = {
 TOP_K = {
     "name": "top_k",
     "in": "query",
-    "description": "How many of the likeliest classes to tell, from 1 to all of them.",
+    "description": "Number of most probable classes in the response; at most the number of classes.",
     "schema": {"type": "integer", "minimum": 1, "default": 3},
 }
 KEYS: list[dict[str, Any]] = [{"Bearer": []}, {"X-API-Key": []}, {}]
 REQUEST: dict[str, Any] = {"parameters": [TOP_K], "requestBody": BODY, "security": KEYS}
-WHEN = "Needed where the service has API keys; one of the two headers is enough."
+WHEN = "Required if the service has API keys, in one of the two headers."
 SECURITY = {
     "Bearer": {"type": "http", "scheme": "bearer", "description": WHEN},
     "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": WHEN},
@@ -44,7 +44,7 @@ SECURITY = {
 JSON_LENGTH = {
     "name": "Inference-Header-Content-Length",
     "in": "header",
-    "description": "Bytes of the JSON where binary data follows; 0 where the body is one raw image.",
+    "description": "Length of the JSON in bytes if binary data follows; 0 if the body is one raw image.",
     "schema": {"type": "integer", "minimum": 0},
 }
 INFER: dict[str, Any] = {
@@ -56,7 +56,7 @@ INFER: dict[str, Any] = {
     "security": KEYS,
 }
 INFERENCE_ERROR: dict[str, Any] = {
-    "description": "Every other status has a text that says why.",
+    "description": "Any other status: the reason.",
     "content": {
         "application/json": {
             "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
@@ -93,13 +93,13 @@ ANSWERS = {
 
 DESCRIPTIONS = {
     400: "Malformed request or form, no part named `file`, or an empty body.",
-    401: "API keys are set, and none or a wrong one came.",
+    401: "The API key is missing or invalid.",
     408: "The request arrives too slowly.",
     413: "Too many bytes, files or pixels.",
     414: "The URL is too long.",
     415: "Not PNG, JPEG, WebP, BMP or GIF.",
     422: "The image is broken, of a wrong size under STRICT_SIZE, or `top_k` is out of range.",
-    429: "The queue is full; `Retry-After` says when there will be room.",
+    429: "The queue is full; `Retry-After` is the estimated wait in seconds.",
     431: "Too many or too long headers.",
     503: "Not ready yet, or shutting down.",
     504: "Not answered within the request timeout.",
@@ -107,7 +107,7 @@ DESCRIPTIONS = {
 DETAILS: dict[type[errors.RequestError], str] = {
     errors.MalformedRequest: "The request is not HTTP/1.1.",
     errors.MalformedUpload: 'The form has no part named "file".',
-    errors.UnknownHost: "This service does not answer to the host name of the request.",
+    errors.UnknownHost: "This service does not serve the host name of the request.",
     errors.Unauthorized: "Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
     errors.RequestTimeout: "Under 5000 bytes arrived in 10 s.",
     errors.TooLarge: "The body is over 32000000 bytes.",
@@ -160,6 +160,6 @@ PREDICT: dict[int | str, dict[str, Any]] = {
 
 
 def complete(schema: dict[str, Any]) -> None:
-    """Adds what FastAPI cannot know: the problem document of our own renderer, and the keys read before its stack."""
+    """Adds what FastAPI does not derive: problem documents and API keys, which are outside its dependency stack."""
     schema["components"]["schemas"]["Problem"] = schemas.Problem.model_json_schema()
     schema["components"]["securitySchemes"] = SECURITY

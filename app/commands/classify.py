@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     try:
         output = FORMATS[arguments.format](sys.stdout, classifier.classes, top_k)
         return asyncio.run(_run(arguments.paths, config, pipeline, output))
-    except BrokenPipeError:  # the reader, such as head, has what it wants
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

@@ -38,7 +38,7 @@ class InflightBytes:
     """Bytes of requests that are not answered and of responses that are not read, over all connections.
 
     The last eighth of the limit is for requests of up to SMALL_REQUEST_BYTES: large uploads that do not finish must not
-    shut out everybody else.
+    block all other requests.
     """
 
     def __init__(self, limit: float = math.inf, return_memory: Callable[[], None] = _malloc_trim) -> None:

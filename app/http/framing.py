@@ -47,7 +47,7 @@ class Framing:
 
 
 def without_upgrade(headers: Headers) -> Headers:
-    """The headers without those that ask for another protocol."""
+    """The headers without a request for another protocol."""
     kept = [(name, value) for name, value in headers if name not in {b"upgrade", b"http2-settings", b"connection"}]
     options = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
     others = [option.strip() for option in options if option.strip() not in {b"upgrade", b"http2-settings", b""}]

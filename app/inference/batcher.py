@@ -212,7 +212,7 @@ def _deliver(requests: Sequence[PendingRequest[Item, Result]]) -> None:
     """Resolves the requests on their event loops, in one call per loop."""
     for loop in {request.loop for request in requests}:
         own = [request for request in requests if request.loop is loop]
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the event loop is closed
             loop.call_soon_threadsafe(_resolve_all, own)
 
 

@@ -129,7 +129,7 @@ class DecodePool:
     def _finish_turn(self, job: "_Job") -> None:
         """Delivers a finished job, drops an abandoned one, and puts any other at the end of a lane."""
         if job.finished:
-            with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the event loop is closed
                 job.loop.call_soon_threadsafe(job.resolve)
         elif not job.abandoned:
             self._append(job)

@@ -1,4 +1,4 @@
-"""The model card in a weights file: all that serving needs, and what a user wants to know."""
+"""The model card in a weights file: all that serving needs, and documentation for users."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self

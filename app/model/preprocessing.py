@@ -77,7 +77,7 @@ class EncodedImage:
             IndexError,
             ZeroDivisionError,
             struct.error,
-        ) as error:  # the bytes end early, or say nonsense
+        ) as error:  # truncated or invalid data
             raise _broken(kind) from error
         self._container = container
         self._limits = limits
@@ -148,7 +148,7 @@ class EncodedImage:
             image.draft("RGB", (2 * self._limits.size, 2 * self._limits.size))
         image.load()
         if self.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
-            return image.convert("RGB")  # an alpha channel that nobody has filled
+            return image.convert("RGB")  # an unused alpha channel
         return image
 
     def _open(self, parts: Sequence[Part]) -> IO[bytes]:

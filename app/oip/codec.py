@@ -151,7 +151,7 @@ def _from_json(data: list[Any], tensor: Input) -> Pixels | list[bytes]:
 
 
 def _flat(data: list[Any], tensor: Input) -> list[Any]:
-    """The values row by row, whether they came flat or nested as the shape says."""
+    """The values row by row, from a flat or a nested list."""
     nested = bool(data) and isinstance(data[0], list)
     level: list[Any] = [data]
     for length in tensor.shape if nested else [prod(tensor.shape)]:

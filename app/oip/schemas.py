@@ -1,4 +1,4 @@
-"""The JSON of an inference request, as strict as the protocol: no number is taken from a string, nor a flag from 1."""
+"""The JSON of an inference request, as strict as the protocol: no coercion of strings to numbers or of 1 to true."""
 
 from typing import Annotated, Any
 

@@ -1,7 +1,6 @@
 """Every metric's name, help and buckets, in one place and one registry of its own.
 
-Several workers keep their values in files of one folder, named by FOLDER in the environment, and whichever is asked
-answers for all.
+Several workers store their values in one folder, named by FOLDER in the environment. Each of them renders the sum.
 """
 
 import os
@@ -18,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name; it looks at it when it is imported
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by the library at import
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -171,17 +170,17 @@ class Metrics:
 
 
 class Processes(Collector):
-    """What the library tells of one process, its memory above all, added up for several."""
+    """The library's process metrics, memory above all, summed over several processes."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._pids = pids
 
     def collect(self) -> Iterator[Metric]:
-        told = [
+        metrics = [
             metric for pid in self._pids for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect()
         ]
-        for name, first in {metric.name: metric for metric in reversed(told)}.items():
-            values = [metric.samples[0].value for metric in told if metric.name == name]
+        for name, first in {metric.name: metric for metric in reversed(metrics)}.items():
+            values = [metric.samples[0].value for metric in metrics if metric.name == name]
             total = min(values) if name == "process_start_time_seconds" else sum(values)
             together = Metric(name, first.documentation, first.type)
             together.add_sample(first.samples[0].name, {}, total)
@@ -189,7 +188,7 @@ class Processes(Collector):
 
 
 def _living(folder: Path) -> set[int]:
-    """The workers' processes. Drops what those that are gone said of the present; what they counted stays."""
+    """The running workers. Removes the gauges of those that have exited; their counters stay."""
     pids = {int(match[1]) for file in folder.glob("gauge_live*.db") if (match := re.search(r"_(\d+)\.db$", file.name))}
     for pid in [pid for pid in pids if not Path(f"/proc/{pid}").exists()]:
         mark_process_dead(pid, str(folder))

@@ -1,7 +1,7 @@
 """OpenTelemetry traces, if the extra `otel` is installed and OTEL_* variables name a collector.
 
-The libraries' own middlewares record paths, queries and addresses of callers; these spans hold what the log holds, and
-no more.
+The libraries' own middlewares record paths, queries and addresses of callers; these spans have the
+fields of the log only.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from app import __version__
 from app.telemetry.metrics import Timings
 
 NAME = "thirtytwo"
-METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"}  # any other is the caller's own text
+METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"}  # any other is text of the caller
 
 
 class Tracing:
@@ -88,7 +88,7 @@ class Tracing:
 
 
 def exporting() -> TracerProvider:
-    """Sends spans to the collector that the standard variables name, sampled as they say."""
+    """A provider with exporter and sampler from the standard OTEL_* variables."""
     resource = Resource({"service.name": NAME, "service.version": __version__}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -1,4 +1,4 @@
-const MAX_FILES = 64; // of one request; both are below the service's own default limits
+const MAX_FILES = 64; // of one request; both are below the service's default limits
 const MAX_BYTES = 16e6;
 const SAMPLES = {
   "chelsea.jpg": "cat", "airplane.png": "airplane", "bird.png": "bird", "cat.png": "cat", "frog.png": "frog",
@@ -8,7 +8,7 @@ const WORDS = {
   "malformed-upload": "This file is empty.",
   "unsupported-image": "This is not a PNG, JPEG, WebP, BMP or GIF picture.",
   "undecodable-image": "This picture is damaged or incomplete.",
-  unauthorized: "The service wants an API key.",
+  unauthorized: "The service requires an API key.",
   "queue-full": "The service is busy.",
   "not-ready": "The service is not ready.",
   "deadline-exceeded": "The service took too long.",
@@ -19,7 +19,7 @@ const ABOUT_FILES = [400, 413, 415, 422];
 const find = (id) => document.getElementById(id);
 const plural = (n) => (n === 1 ? "1 picture" : `${n} pictures`);
 const percent = (share) => (share > 0.9995 ? "> 99.9 %" : share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
-const say = (text) => { find("status").textContent = text; };
+const setStatus = (text) => { find("status").textContent = text; };
 
 let key = "";
 let card = null;
@@ -43,7 +43,7 @@ function inWords({ type, title, detail }) {
   return WORDS[type.split(":").pop()] ?? `${title}. ${detail.replaceAll(/000000\b/g, " million")}`;
 }
 
-/** The service's answer for these files; throws a Refusal in plain words. */
+/** The service's predictions for these files; throws a Refusal with a message for users. */
 async function predict(files) {
   const form = new FormData();
   for (const file of files) form.append("file", file);
@@ -55,7 +55,7 @@ async function predict(files) {
   if (response.status === 401 && (await askForKey())) return predict(files);
   const body = await response.json().catch(() => ({}));
   if (body.predictions) return { predictions: body.predictions, times: times(response.headers.get("Server-Timing")) };
-  const words = body.type ? inWords(body) : `The answer (${response.status}) is not the service's own.`;
+  const words = body.type ? inWords(body) : `Unexpected response (status ${response.status}).`;
   const wait = Number(response.headers.get("Retry-After"));
   throw new Refusal(wait ? `${words} Try again in ${wait} s.` : words, response.status);
 }
@@ -64,9 +64,9 @@ function times(header) {
   return [...(header ?? "").matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]);
 }
 
-/** True once the user gave a key. It lives in this variable and nowhere else. */
+/** True once the user gave a key. It is kept in this variable only. */
 function askForKey() {
-  const dialog = find("ask");
+  const dialog = find("key-dialog");
   dialog.returnValue = "";
   dialog.showModal();
   find("refused").textContent = key ? "That key was not accepted." : "";
@@ -79,7 +79,7 @@ function askForKey() {
   });
 }
 
-/** Fills in these items. A refusal of many files says nothing about each of them, so the halves are sent alone. */
+/** Fills in these items. An error of a whole request may be due to one file, so each half is sent again. */
 async function fill(items, batch) {
   try {
     const answer = await predict(items.map((item) => item.file));
@@ -109,14 +109,14 @@ function* requests(items) {
 
 async function run(batch) {
   const open = batch.items.filter((item) => !item.done);
-  say(`Classifying ${plural(open.length)}…`);
+  setStatus(`Classifying ${plural(open.length)}…`);
   batch.section.ariaBusy = "true";
   try {
     for (const part of requests(open)) await fill(part, batch);
-    say(summary(batch.items));
+    setStatus(summary(batch.items));
   } catch (refusal) {
     showRetry(batch, refusal.message);
-    say(refusal.message);
+    setStatus(refusal.message);
   }
   batch.section.ariaBusy = "false";
 }
@@ -126,12 +126,12 @@ function summary(items) {
   if (items.length === 1) return `${items[0].file.name}: ${items[0].text.firstChild.textContent}`;
   return good.length === items.length
     ? `${plural(items.length)} classified.`
-    : `${good.length} of ${plural(items.length)} classified; the others say what is wrong.`;
+    : `${good.length} of ${plural(items.length)} classified; the others show an error.`;
 }
 
 function showBatch(files) {
   const title = element("h2", "", plural(files.length));
-  title.tabIndex = -1; // takes the focus when "Try again" goes away
+  title.tabIndex = -1; // gets the focus when "Try again" goes away
   const header = element("header", "", title, element("p", ""));
   const items = files.map(showItem);
   const section = element("section", "batch", header, element("ul", "cards", ...items.map((item) => item.node)));
@@ -247,7 +247,7 @@ document.addEventListener("drop", (event) => {
   document.body.classList.remove("dragging");
   const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
   const files = items.filter((item) => !item.webkitGetAsEntry()?.isDirectory).map((item) => item.getAsFile());
-  if (files.length < items.length) say("Folders stay closed; drop the pictures themselves.");
+  if (files.length < items.length) setStatus("Folders are not supported; drop the pictures themselves.");
   classify(files);
 });
 document.addEventListener("paste", (event) => classify(event.clipboardData.files));
@@ -256,7 +256,7 @@ card = await fetch("model").then((response) => (response.ok ? response.json() : 
 if (card) {
   const known = card.classes.length > 20 ? `${card.classes.length} classes` : card.classes.join(", ");
   find("about").textContent =
-    `The ${card.name} network knows ${known}, and takes everything for one of them. ` +
-    `It is right for ${percent(card.test_accuracy)} of the test pictures of ${card.dataset}.`;
+    `The ${card.name} network has the classes ${known}. Every picture is assigned to one of them. ` +
+    `Its accuracy is ${percent(card.test_accuracy)} on the test pictures of ${card.dataset}.`;
   showSamples(card.classes);
 }

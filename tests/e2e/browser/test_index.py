@@ -127,7 +127,7 @@ def test_samples_match_the_classes_of_the_model(visit: Visit, client: httpx.Clie
     expect(page.locator("#samples")).to_be_visible()
     page.route("**/model", lambda route: route.fulfill(json={**card, "classes": ["cat", "fish"]}))
     page.reload()
-    expect(page.locator("#about")).to_contain_text("knows cat, fish,")
+    expect(page.locator("#about")).to_contain_text("classes cat, fish.")
     names = [image.get_attribute("alt") for image in page.locator("#samples img").all()]
     assert names == ["sample chelsea.jpg", "sample cat.png"]
 
@@ -137,7 +137,7 @@ def test_bad_files_show_their_errors(visit: Visit, client: httpx.Client, notes: 
     (tmp_path / "empty.png").touch()
     page, _ = visit(client)
     page.set_input_files("#files", [CAT, notes, tmp_path / "cut.png", tmp_path / "empty.png", PHOTO])
-    expect(status(page)).to_have_text("2 of 5 pictures classified; the others say what is wrong.")
+    expect(status(page)).to_have_text("2 of 5 pictures classified; the others show an error.")
     assert cards(page).locator("h3").all_inner_texts()[1:4] == [
         "This is not a PNG, JPEG, WebP, BMP or GIF picture.",
         "This picture is damaged or incomplete.",
@@ -150,7 +150,7 @@ def test_several_bad_files_show_their_own_errors(visit: Visit, start: Start, not
     page, watch = visit(start(max_pixels=2000))
     watch.expected = {413, 415}
     page.set_input_files("#files", [PHOTO, notes])
-    expect(status(page)).to_have_text("0 of 2 pictures classified; the others say what is wrong.")
+    expect(status(page)).to_have_text("0 of 2 pictures classified; the others show an error.")
     assert cards(page).locator("h3").all_inner_texts() == [
         "The upload is too large. The image has 451 x 300 pixels; at most 2000 are accepted.",
         "This is not a PNG, JPEG, WebP, BMP or GIF picture.",
@@ -162,7 +162,7 @@ def test_several_bad_files_show_their_own_errors(visit: Visit, start: Start, not
     [
         (429, "queue-full", "The service is busy. Try again in 2 s."),
         (503, "not-ready", "The service is not ready. Try again in 2 s."),
-        (502, "", "The answer (502) is not the service's own."),
+        (502, "", "Unexpected response (status 502)."),
         (None, "", "The service cannot be reached."),
     ],
 )
@@ -195,12 +195,12 @@ def test_page_requests_the_api_key(visit: Visit, start: Start) -> None:
     page, watch = visit(start(api_keys="secret"))
     watch.expected = {401}
     page.set_input_files("#files", CAT)
-    dialog = page.get_by_role("dialog", name="This service asks for an API key")
+    dialog = page.get_by_role("dialog", name="This service requires an API key")
     expect(dialog.get_by_label("API key")).to_be_focused()
     assert dialog.get_by_label("API key").get_attribute("type") == "password"
     check_accessible(page)
     page.keyboard.press("Escape")
-    expect(page.locator(".notice p")).to_have_text("The service wants an API key.")
+    expect(page.locator(".notice p")).to_have_text("The service requires an API key.")
     page.get_by_role("button", name="Try again").click()
     expect(dialog.get_by_label("API key")).to_be_focused()
     page.keyboard.type("wrong")
