@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.engines.cgroup import cpu_quota
 
-NICE = 10  # below the event loop, which starved with 3 (docs/benchmarks.md)
+NICE = 10  # below the event loop, which starved with 3 (docs/experiments/2026-11-24-two-streams.md)
 
 
 def available_cpus(system: Path = Path("/")) -> int:
