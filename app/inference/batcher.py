@@ -1,7 +1,7 @@
 """Continuous batching: worker threads that run what waits. Knows neither HTTP nor images nor torch.
 
-There is no batching window. An idle worker runs what waits at once; what arrives during a forward pass forms the next
-batch. A further worker runs beside a busy one only when a full batch waits. A request's items may be spread over
+There is no batching window. An idle worker runs what waits at the end of the event loop's turn, so that requests which
+arrive together share a batch; what arrives during a forward pass forms the next batch. A further worker runs beside a busy one only when a full batch waits. A request's items may be spread over
 several batches and share them with other requests.
 """
 
@@ -66,6 +66,7 @@ class Batcher(Generic[Item, Result]):
         self._on_batch = on_batch
         self._probe = probe
         self._running: dict[int, RunningBatch[Item, Result]] = {}  # by worker
+        self._wakes: set[asyncio.AbstractEventLoop] = set()  # event loops that will wake a worker in this turn
         self._threads = [
             threading.Thread(target=self._work, args=(worker,), name=f"inference-{worker}", daemon=True)
             for worker in range(streams)
@@ -90,10 +91,12 @@ class Batcher(Generic[Item, Result]):
 
         Raises NotReady after `close`, or what `run` raised for one of the items.
         """
-        request: PendingRequest[Item, Result] = PendingRequest(items, reservation.caller, asyncio.get_running_loop())
-        with self.queue.changed:
-            self.queue.put(request, reservation)
-            self._wake()
+        loop = asyncio.get_running_loop()
+        request: PendingRequest[Item, Result] = PendingRequest(items, reservation.caller, loop)
+        self.queue.put(request, reservation)
+        if loop not in self._wakes:
+            self._wakes.add(loop)
+            loop.call_soon(self._end_turn, loop)
         try:
             return await request.future
         finally:
@@ -154,6 +157,11 @@ class Batcher(Generic[Item, Result]):
     def _has_work(self) -> bool:
         """Whether an idle worker may start. Beside a busy one only a full batch: small ones cost more each."""
         return self.queue.waiting >= (self._sizes[-1] if self._running else 1)
+
+    def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._wakes.discard(loop)
+        with self.queue.changed:
+            self._wake()
 
     def _wake(self) -> None:
         if self._has_work():  # waking a worker without work delays the event loop

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app import engines
 from app.engines import CascadeEngine, Output, verify_references
+from app.engines.cascade import plan_passes
 from app.errors import WeightsError
 from app.model import weights
 from app.model.calibration import calibrated_softmax
@@ -78,10 +79,34 @@ def test_without_early_exit_all_images_pass_all_stages() -> None:
 
 
 def test_later_stages_run_at_prepared_sizes() -> None:
-    engine = cascade(*TWO, sizes=[1, 2, 4])
+    engine = cascade(*TWO, sizes=[1, 4])
     engine(pixels(0, 0, 0))
     engine(pixels(0, 0, 0, 0, 0))
-    assert batches(engine) == [[4, 5], [4, 5]]
+    assert batches(engine) == [[4, 5], [4, 5]]  # beyond the largest prepared size in one pass
+
+
+@pytest.mark.parametrize(
+    ("sizes", "overhead", "count", "passes"),
+    [
+        ([1, 2, 4, 8], 0.75, 3, [2, 1]),
+        ([1, 2, 4, 8], 0.75, 5, [4, 1]),
+        ([1, 2, 4, 8], 0.75, 7, [8]),
+        ([1, 2, 4, 8], 8, 5, [8]),
+        ([1, 2, 4, 8], 0.75, 0, []),
+    ],
+)
+def test_passes_are_split_or_padded(sizes: list[int], overhead: float, count: int, passes: list[int]) -> None:
+    assert plan_passes(sizes, overhead)[count] == passes
+
+
+@given(sizes=st.sets(st.integers(1, 40), min_size=1, max_size=6), overhead=st.floats(0, 50))
+def test_passes_hold_all_images(sizes: set[int], overhead: float) -> None:
+    plans = plan_passes(sorted(sizes), overhead)
+    assert len(plans) == max(sizes) + 1
+    assert plans[0] == []
+    for count, passes in enumerate(plans[1:], start=1):
+        assert set(passes) <= sizes
+        assert count <= sum(passes) < count + min(passes)
 
 
 def test_flip_and_average_are_applied() -> None:
