@@ -1,8 +1,9 @@
 """Continuous batching: worker threads that run what waits. Knows neither HTTP nor images nor torch.
 
 There is no batching window. An idle worker runs what waits at the end of the event loop's turn, so that requests which
-arrive together share a batch; what arrives during a forward pass forms the next batch. A further worker runs beside a busy one only when a full batch waits. A request's items may be spread over
-several batches and share them with other requests.
+arrive together share a batch; what arrives during a forward pass forms the next batch. A further worker runs beside a
+busy one only when a full batch waits. A request's items may be spread over several batches and share them with other
+requests.
 """
 
 import asyncio
