@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+from abc import ABC, abstractmethod
 from io import TextIOWrapper
 from typing import Any, TextIO
 
@@ -17,7 +18,7 @@ CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 Outcome = Prediction | RequestError
 
 
-class Output:
+class Output(ABC):
     """Writes a line per file, for a prediction the top_k classes, best first."""
 
     def __init__(self, stream: TextIO, classes: list[str], top_k: int) -> None:
@@ -25,8 +26,8 @@ class Output:
         self.top_k = top_k
         self._classes = classes
 
-    def write(self, name: str, outcome: Outcome) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, name: str, outcome: Outcome) -> None: ...
 
     def top(self, prediction: Prediction) -> list[dict[str, Any]]:
         return top_classes(prediction.probabilities, self.top_k, self._classes)

@@ -15,6 +15,7 @@ from math import ceil
 
 from app.engines.hardware import lower_priority
 from app.errors import QueueFull, RequestError, TooLarge
+from app.inference.pending import Pending
 from app.model.preprocessing import DecodedImage, EncodedImage, Limits
 
 SMALL_S = 0.02  # estimated seconds up to which a file counts as small
@@ -135,17 +136,15 @@ class DecodePool:
             self._append(job)
 
 
-class _Job:
+class _Job(Pending[list[Decoded]]):
     """The files of one request. Each is first opened (its header is scanned), then decoded."""
 
     def __init__(self, files: Sequence[File], deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
         self.files = files
         self.deadline = deadline
-        self.loop = loop
-        self.future: asyncio.Future[list[Decoded]] = loop.create_future()
         self.opened: list[Opened] = []
         self.results: list[Decoded] = []
-        self.error: RequestError | None = None
         self.cancelled = False
         self.queued_s = 0.0  # estimated seconds counted in the backlog
 
@@ -168,14 +167,8 @@ class _Job:
         costs = (_cost_s(image) for image in self.opened[len(self.results) :])
         return sum(cost for cost in costs if cost > SMALL_S)
 
-    def resolve(self) -> None:
-        """Completes the future; runs on the job's event loop."""
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.results)
+    def value(self) -> list[Decoded]:
+        return self.results
 
 
 def _cost_s(image: Opened) -> float:

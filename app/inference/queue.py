@@ -14,6 +14,7 @@ from math import ceil
 from typing import Generic, NamedTuple, TypeVar
 
 from app.errors import NotReady, QueueFull
+from app.inference.pending import Pending
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,17 +30,15 @@ class BatchResult(NamedTuple, Generic[Result]):
     inference_s: float
 
 
-class PendingRequest(Generic[Item, Result]):
-    """The items of one request that wait or run. Its future belongs to the event loop that submitted it."""
+class PendingRequest(Pending[BatchResult[Result]], Generic[Item, Result]):
+    """The items of one request that wait or run."""
 
     def __init__(self, items: Sequence[Item], caller: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
         self.items = items
         self.caller = caller
-        self.loop = loop
-        self.future: asyncio.Future[BatchResult[Result]] = loop.create_future()
         self.dispatched = 0  # items that have left the queue
         self.results: dict[int, Result] = {}  # by index of the item
-        self.error: Exception | None = None
         self.submitted = time.monotonic()
         self.queue_s = 0.0
         self.inference_s = 0.0
@@ -48,15 +47,9 @@ class PendingRequest(Generic[Item, Result]):
     def done(self) -> bool:
         return self.error is not None or len(self.results) == len(self.items)
 
-    def resolve(self) -> None:
-        """Completes the future; runs on the request's event loop."""
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            results = [self.results[index] for index in range(len(self.items))]
-            self.future.set_result(BatchResult(results, self.queue_s, self.inference_s))
+    def value(self) -> BatchResult[Result]:
+        results = [self.results[index] for index in range(len(self.items))]
+        return BatchResult(results, self.queue_s, self.inference_s)
 
 
 class BatchSlice(NamedTuple, Generic[Item, Result]):
