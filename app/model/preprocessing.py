@@ -45,13 +45,12 @@ class Limits(NamedTuple):
 class DecodedImage(NamedTuple):
     """Decoded pixels, uint8 [size, size, 3], and the size in the file where it was another: (width, height).
 
-    `lossy` where the format seldom keeps every pixel; `dark_16_bit` where a file of 16 bits a channel uses only the
-    lowest 12, as cameras and scanners write them, and so is nearly black.
+    `dark_16_bit` where a file of 16 bits a channel uses only the lowest 12, as cameras and scanners write them, and so
+    is nearly black.
     """
 
     pixels: Pixels
     resized_from: tuple[int, int] | None
-    lossy: bool
     dark_16_bit: bool = False
 
 
@@ -83,7 +82,6 @@ class EncodedImage:
         self._limits = limits
         self.format = kind
         self.width, self.height = container.width, container.height
-        self.lossy = container.lossy
         self._work = container.work(limits.size)
         self._check()
 
@@ -118,7 +116,7 @@ class EncodedImage:
         except Exception as error:  # a decoder fed with hostile bytes raises whatever its parsing trips over
             raise _broken(self.format) from error
         resized_from = None if (self.width, self.height) == (size, size) else (self.width, self.height)
-        return DecodedImage(pixels, resized_from, self.lossy, self._container.bit_depth == 16 and _is_dark(pixels))
+        return DecodedImage(pixels, resized_from, self._container.bit_depth == 16 and _is_dark(pixels))
 
     def _check(self) -> None:
         limits, pixels = self._limits, self.width * self.height

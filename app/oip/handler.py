@@ -75,7 +75,7 @@ async def _parse(
 def _files(images: Pixels | list[bytes], max_file_bytes: int) -> list[File]:
     if isinstance(images, list):
         return [uploads.checked(data, len(data), max_file_bytes) for data in images]
-    return [DecodedImage(pixels, None, lossy=False) for pixels in images]
+    return [DecodedImage(pixels, None) for pixels in images]
 
 
 def _respond(request: ParsedRequest, classification: Classification, service: State, model: Model) -> Response:

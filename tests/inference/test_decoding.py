@@ -42,7 +42,7 @@ def decode(pool: DecodePool, files: Sequence[File], timeout_s: float = 60) -> Aw
 @pytest.mark.parametrize("count", [1, 8, 9, 60])
 def test_results_keep_the_order_of_the_files(count: int) -> None:
     known = UndecodableImage("known before")
-    raw = DecodedImage(np.zeros((32, 32, 3), np.uint8), None, lossy=False)
+    raw = DecodedImage(np.zeros((32, 32, 3), np.uint8), None)
 
     async def test(pool: DecodePool) -> None:
         results = await decode(pool, [SMALL, b"no image", known, raw, LARGE] * count)

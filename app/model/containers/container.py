@@ -24,7 +24,6 @@ class Container(ABC):
 
     kind: ClassVar[str]
     plugin: ClassVar[type[ImageFile.ImageFile]]
-    lossy: ClassVar[bool] = False
 
     data: bytes
     width: int

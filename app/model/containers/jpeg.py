@@ -34,7 +34,6 @@ class Jpeg(Container):
 
     kind = "JPEG"
     plugin = JpegImagePlugin.JpegImageFile
-    lossy = True
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -18,7 +18,6 @@ class WebP(Container):
 
     kind = "WEBP"
     plugin = WebPImagePlugin.WebPImageFile
-    lossy = True
 
     def __init__(self, data: bytes) -> None:
         self.data = data
