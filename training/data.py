@@ -1,6 +1,6 @@
 """A data folder as uint8 tensors: torchvision's CIFAR-10, or DIR/train/<class>/* and DIR/test/<class>/*."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from app.errors import DataError, RequestError
-from app.model.preprocessing import Limits, decode
+from app.model.preprocessing import DecodedImage, Limits, decode
 
 # The owner of a folder is trusted with large images; the limit stops decompression bombs only.
 MAX_PIXELS = 1 << 28
@@ -36,13 +36,17 @@ class Split:
 
 
 class Dataset(NamedTuple):
-    """A split that was not requested is empty. `rejected` lists unreadable files with the reason."""
+    """A split that was not requested is empty. `rejected` lists unreadable files with the reason.
+
+    `dark_16_bit` lists files of 16 bits a channel whose values need 12: the service sees them nearly black, too.
+    """
 
     name: str
     classes: list[str]
     train: Split
     test: Split
     rejected: list[tuple[Path, str]]
+    dark_16_bit: Sequence[Path] = ()
 
 
 def download(root: Path) -> None:
@@ -108,11 +112,12 @@ def _load_image_folder(root: Path, size: int, splits: Collection[str]) -> Datase
         if unknown := sorted(set(other) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(unknown)}.")
     rejected: list[tuple[Path, str]] = []
+    dark_16_bit: list[Path] = []
     train, test = (
-        _load_split(root / split, classes, size, rejected) if split in splits else _empty_split(size)
+        _load_split(root / split, classes, size, rejected, dark_16_bit) if split in splits else _empty_split(size)
         for split in SPLITS
     )
-    return Dataset(root.resolve().name, classes, train, test, rejected)
+    return Dataset(root.resolve().name, classes, train, test, rejected, dark_16_bit)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -120,8 +125,10 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _load_split(folder: Path, classes: list[str], size: int, rejected: list[tuple[Path, str]]) -> Split:
-    """Reads the images of every class folder; appends unreadable files to `rejected`."""
+def _load_split(
+    folder: Path, classes: list[str], size: int, rejected: list[tuple[Path, str]], dark_16_bit: list[Path]
+) -> Split:
+    """Reads the images of every class folder; appends to `rejected` and `dark_16_bit`."""
     files = [(path, label) for label, name in enumerate(classes) for path in _image_paths(folder / name)]
     images, labels, rejected_before = [], [], len(rejected)
     # Threads are enough: Pillow releases the interpreter's lock while it decodes.
@@ -130,7 +137,9 @@ def _load_split(folder: Path, classes: list[str], size: int, rejected: list[tupl
             if isinstance(result, str):
                 rejected.append((path, result))
             else:
-                images.append(result)
+                if result.dark_16_bit:
+                    dark_16_bit.append(path)
+                images.append(result.pixels)
                 labels.append(label)
     if empty := [classes[label] for label in sorted(set(range(len(classes))) - set(labels))]:
         # A class of unreadable files only: the first reason is more useful than the empty class.
@@ -147,9 +156,9 @@ def _image_paths(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _read(path: Path, size: int) -> np.ndarray | str:
-    """Pixels uint8 [size, size, 3] as the service decodes them, or the reason why there are none."""
+def _read(path: Path, size: int) -> DecodedImage | str:
+    """The image as the service decodes it, or the reason why there is none."""
     try:
-        return decode(path.read_bytes(), Limits(size, MAX_PIXELS)).pixels
+        return decode(path.read_bytes(), Limits(size, MAX_PIXELS))
     except (RequestError, OSError) as error:
         return str(error)

@@ -109,15 +109,27 @@ def _load_data(arguments: argparse.Namespace, size: int, context: DistributedCon
     context.all_reduce_sum(0)  # a barrier: the other processes wait for the download
     dataset = data.load(arguments.data, size, ["train"] if arguments.no_test else data.SPLITS)
     if context.is_main:
-        print(
-            f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
-            f"{len(dataset.classes)} classes"
-        )
-        for path, reason in dataset.rejected:
-            logger.warning("rejected %s: %s", path, reason)
-        if dataset.rejected:
-            print(f"{len(dataset.rejected)} files were rejected; see above.")
+        report_files(dataset)
     return dataset
+
+
+def report_files(dataset: Dataset) -> None:
+    """Prints what was read, and logs what was rejected or is suspicious."""
+    print(
+        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
+        f"{len(dataset.classes)} classes"
+    )
+    for path, reason in dataset.rejected:
+        logger.warning("rejected %s: %s", path, reason)
+    if dataset.rejected:
+        print(f"{len(dataset.rejected)} files were rejected; see above.")
+    if dataset.dark_16_bit:
+        logger.warning(
+            "%d files of 16 bits a channel use the lowest 12 bits only and are nearly black, such as %s; "
+            "multiply their values by 16",
+            len(dataset.dark_16_bit),
+            dataset.dark_16_bit[0],
+        )
 
 
 def _write_report(

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +8,7 @@ from PIL import Image
 from app.errors import DataError
 from training import data
 from training.data import Split
+from training.train import report_files
 
 
 def test_folder_is_read_and_other_files_are_rejected(folder: Path) -> None:
@@ -73,6 +75,20 @@ def test_images_of_every_mode_and_size_are_read(tmp_path: Path) -> None:
     assert loaded.classes == ["a", "b"]
     assert loaded.train.labels.bincount().tolist() == [6, 6]
     assert [path.name for path, _ in loaded.rejected] == ["cut.jpg", "empty.png"] * 2
+
+
+def test_12_bit_values_in_16_bit_files_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for label, largest in (("a", 4095), ("b", 65_535)):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        values = np.linspace(0, largest, 32 * 32).astype(np.uint16).reshape(32, 32)
+        for i in range(2):
+            Image.fromarray(values).save(tmp_path / "train" / label / f"{i}.png")
+    loaded = data.load(tmp_path, 32, ["train"])
+    assert [path.relative_to(tmp_path / "train") for path in loaded.dark_16_bit] == [Path("a/0.png"), Path("a/1.png")]
+    report_files(loaded)
+    (message,) = caplog.messages
+    assert message.startswith("2 files of 16 bits a channel")
+    assert str(loaded.dark_16_bit[0]) in message
 
 
 def test_class_without_readable_images_reports_the_reason(tmp_path: Path) -> None:
