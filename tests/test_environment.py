@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import resource
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.subprocesses import command, free_port, process, wait_until_ready
+from tests.support.subprocesses import command, free_port, process, wait_until, wait_until_ready
 
 pytestmark = pytest.mark.slow  # starts processes
 
@@ -46,8 +47,15 @@ def test_full_disk_under_the_log_harms_nothing(tiny_weights: Path, cat: bytes, l
     ):
         assert [ask(url, cat) for _ in range(20)] == [200] * 20
         assert httpx.post(f"{url}/predict", content=b"?").status_code == 415
+        wait_until(lambda: dropped_lines(url) >= 20)
         running.terminate()
         assert running.wait(30) == 0
+
+
+def dropped_lines(url: str) -> float:
+    found = re.search(r"^thirtytwo_log_lines_dropped_total (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
 def test_stuck_log_reader_stops_no_request(tiny_weights: Path, cat: bytes) -> None:

@@ -7,6 +7,7 @@ import select
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NoReturn
 
@@ -32,11 +33,17 @@ class LogStream(io.TextIOBase):
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._lock = threading.Lock()
         self._busy = False
+        self._on_drop: Callable[[int], object] = lambda count: None
+
+    def on_drop(self, call: Callable[[int], object]) -> None:
+        """Calls `call(count)` for the texts dropped so far, and whenever further ones are dropped."""
+        with self._lock:
+            self._on_drop = call
+            call(self.dropped)
 
     def write(self, text: str) -> int:
         if len(self._pending) >= self._limit:
-            with self._lock:
-                self.dropped += 1
+            self._drop(1)
             return len(text)
         self._pending.append(text)
         if not self._wake.is_set():
@@ -67,11 +74,15 @@ class LogStream(io.TextIOBase):
             try:
                 _write_all(self._descriptor, "".join(texts).encode("utf-8", "backslashreplace"))
             except OSError:
-                with self._lock:
-                    self.dropped += len(texts)
+                self._drop(len(texts))
             else:
                 lost = self._report(lost)
             self._busy = False
+
+    def _drop(self, count: int) -> None:
+        with self._lock:
+            self.dropped += count
+            self._on_drop(count)
 
     def _report(self, before: int) -> int:
         if self.dropped > before:

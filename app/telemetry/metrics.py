@@ -103,6 +103,11 @@ class Metrics:
         self.rejections = Counter(
             "thirtytwo_rejections", "Rejected files and requests by problem type.", ["reason"], registry=self.registry
         )
+        self.log_lines_dropped = Counter(
+            "thirtytwo_log_lines_dropped",
+            "Log lines that could not be written to stderr.",
+            registry=self.registry,
+        )
         self.model_info = Gauge(
             "thirtytwo_model_info",
             "1; the labels name model, engine, device and precision.",

@@ -62,13 +62,18 @@ def test_failed_writes_are_counted_and_reported_once(caplog: pytest.LogCaptureFi
     stream.write("lost\n")
     stream.drain(WAIT_S)
     assert stream.dropped == 1
+    counts: list[int] = []
+    stream.on_drop(counts.append)
+    stream.write("lost, too\n")
+    stream.drain(WAIT_S)
+    assert counts == [1, 1]
     reader, replaced = os.pipe()
     os.dup2(replaced, writer)
     for text in ("one\n", "two\n"):
         stream.write(text)
         stream.drain(WAIT_S)
     assert os.read(reader, 100) == b"one\ntwo\n"
-    assert caplog.messages == ["1 log lines dropped: stderr could not be written to"]
+    assert caplog.messages == ["2 log lines dropped: stderr could not be written to"]
     for descriptor in (reader, replaced, writer):
         os.close(descriptor)
 
