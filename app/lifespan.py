@@ -4,9 +4,9 @@ import asyncio
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ LoadEngine = Callable[[Weights, Settings], Engine]
 
 logger = logging.getLogger(__name__)
 
+CLOSE_S = 0.3  # for the batches and files in progress; the drain before it has answered what was accepted in time
 KEYS_RELOAD_S = 0.4  # two reads that agree take less than a second
 GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch waits that long for a busy event loop
 
@@ -58,7 +59,7 @@ def lifespan(
             logger.warning("no API keys are set: the service is open to all clients")
         pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
         _describe(metrics, classifier)
-        with ThreadPoolExecutor(1, "parse") as executor:
+        with _parser_thread() as executor:
             preprocessing.load_decoders()
             pipeline.start()
             reloads = asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))
@@ -72,9 +73,18 @@ def lifespan(
             if lifecycle.phase is Phase.FAILED:
                 exit_process(1)
             lifecycle.phase = Phase.STOPPING
-            pipeline.close(settings.shutdown_timeout_s)
+            pipeline.close(CLOSE_S)
 
     return run
+
+
+@contextmanager
+def _parser_thread() -> Iterator[Executor]:
+    executor = ThreadPoolExecutor(1, "parse")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)  # nobody waits for what has not begun
 
 
 def load_engine(weights: Weights, settings: Settings) -> Engine:

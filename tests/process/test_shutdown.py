@@ -4,10 +4,11 @@ import asyncio
 import json
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -182,13 +183,21 @@ def test_connections_in_the_backlog_get_their_responses() -> None:
     assert [[response.body for response in each] for each in received] == [[b"GET /a "]] * 20
 
 
+def seconds_to_exit(running: subprocess.Popen[str]) -> float:
+    start = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 0
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("drips", [False, True])
 @pytest.mark.parametrize("sent", [HALF_BODY, LARGE_FILES], ids=["half a body", "unread responses"])
-def test_a_process_ends_soon_after_the_drain_limit(tiny_weights: Path, sent: bytes) -> None:
+def test_process_exits_2_s_after_the_drain_at_most(tiny_weights: Path, sent: bytes, drips: bool) -> None:
     with (
-        process(tiny_weights, "--shutdown-timeout-s", "1") as (running, url),
+        process(tiny_weights, "--shutdown-timeout-s", "4") as (running, url),
         connect(int(url.rpartition(":")[2]), receive_buffer=4096) as connection,
+        dripping(connection) if drips else nullcontext(),
     ):
         connection.sendall(sent)
         time.sleep(0.5)
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 0
+        assert seconds_to_exit(running) < 4 + 2

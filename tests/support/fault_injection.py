@@ -57,6 +57,7 @@ def slow(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArra
     return probabilities
 
 
+SHUTDOWN_TIMEOUT_S = 2
 Fault = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
 
 
@@ -89,7 +90,9 @@ def main() -> None:
     os.environ.setdefault("THIRTYTWO_INFERENCE_TIMEOUT_S", "0.5")
     app = create_app(Settings(weights=weights, max_batch=16), load(fault))
     log_config = logs.config("info", "text")
-    config = uvicorn.Config(app, http=Protocol, lifespan="on", log_config=log_config, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        app, http=Protocol, lifespan="on", log_config=log_config, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S
+    )
     Server(config).run(listen("127.0.0.1", port))
 
 
