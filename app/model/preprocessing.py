@@ -2,6 +2,7 @@
 
 import io
 import struct
+from base64 import b64decode
 from collections.abc import Sequence
 from typing import IO, NamedTuple, cast
 
@@ -68,7 +69,9 @@ class EncodedImage:
     def __init__(self, data: bytes, limits: Limits) -> None:
         kind = sniff(data)
         if kind is None:
-            raise UnsupportedImage(f"Send one of {', '.join(FORMATS)}; the first bytes are of none of them.")
+            encoded = sniff_base64(data)
+            found = f"the file is base64 text of a {encoded} file" if encoded else "the first bytes are of none of them"
+            raise UnsupportedImage(f"Send one of {', '.join(FORMATS)}; {found}.")
         try:
             container = CONTAINERS[kind](data)
         except (
@@ -181,6 +184,14 @@ def sniff(data: bytes) -> str | None:
     if data.startswith(b"BM"):
         return "BMP"
     return None
+
+
+def sniff_base64(text: bytes) -> str | None:
+    """The accepted format of a file whose first bytes came as base64 text, or None."""
+    try:
+        return sniff(b64decode(text[: 4 * (min(len(text), 32) // 4)], validate=True))
+    except ValueError:
+        return None
 
 
 def _broken(kind: str) -> UndecodableImage:

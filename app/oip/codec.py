@@ -1,7 +1,6 @@
 """The protocol's bytes: request bodies to images, probabilities to response bodies. Neither HTTP nor a model."""
 
 from collections.abc import Sequence
-from itertools import chain
 from math import prod
 from struct import Struct
 from typing import Any, NamedTuple
@@ -12,10 +11,16 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from app.errors import MalformedUpload, TooLarge
+from app.oip import content, number_arrays
+from app.oip.number_arrays import Extracted, Text
 from app.oip.schemas import InferenceRequest, Input
 
 MAX_JSON = 10_000_000  # bytes
 LENGTH = Struct("<I")  # before each element of a BYTES tensor
+NO_FILES_IN_JSON = (
+    "JSON cannot hold a file: send it in binary (binary_data_size), or one as the whole body with "
+    "Inference-Header-Content-Length: 0"
+)
 SHARED_MEMORY = "Shared memory is not supported; send the data with the request."
 
 Pixels = NDArray[np.uint8]
@@ -46,7 +51,7 @@ class ParsedRequest(NamedTuple):
 
 
 def parse(
-    body: bytes, json_length: bytes | None, spec: TensorSpec, output_spec: TensorSpec, max_images: int
+    body: Text, json_length: bytes | None, spec: TensorSpec, output_spec: TensorSpec, max_images: int
 ) -> ParsedRequest:
     """Reads any of the three forms: JSON alone; JSON of json_length bytes and binary data; 0 bytes and one raw image.
 
@@ -56,10 +61,13 @@ def parse(
     rest = memoryview(body)[end:]
     if json_length is not None and end == 0:
         return ParsedRequest(None, _raw(rest, spec), OutputFormat(binary=True))
-    request = _read(body[:end])
+    if end > MAX_JSON:
+        raise TooLarge(f"The JSON is over {MAX_JSON} bytes; send the data in binary.")
+    text = number_arrays.split(body if end == len(body) else body[:end])
+    request = _read(text)
     tensor = _only_input(request, spec)
     _check_shape(tensor, spec, len(body), max_images)
-    images = _from_json(tensor.data, tensor) if tensor.data is not None else _from_binary(rest, tensor)
+    images = _from_json(tensor, text) if tensor.data is not None else _from_binary(rest, tensor)
     if tensor.data is not None and rest:
         raise MalformedUpload(f"Unexpected additional input data: {len(rest)} bytes after the JSON.")
     return ParsedRequest(request.id, images, _output_format(request, output_spec), request.parameters.timeout)
@@ -100,13 +108,13 @@ def _json_end(json_length: bytes | None, available: int) -> int:
     return int(json_length)
 
 
-def _read(text: bytes) -> InferenceRequest:
-    if len(text) > MAX_JSON:
-        raise TooLarge(f"The JSON is over {MAX_JSON} bytes; send the data in binary.")
+def _read(text: Extracted) -> InferenceRequest:
     try:
-        return InferenceRequest.model_validate_json(text)
+        return InferenceRequest.model_validate_json(text.rest)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["loc"][-1:] == ("data",) and text.other:
+            first["msg"] += f", not {content.of_json(text.other)}"
         where = ".".join(str(part) for part in first["loc"])
         raise MalformedUpload(f"{where}: {first['msg']}" if where else first["msg"]) from error
 
@@ -135,30 +143,16 @@ def _check_shape(tensor: Input, spec: TensorSpec, available: int, max_images: in
         raise TooLarge(f"The request has more than {max_images} images.")
 
 
-def _from_json(data: list[Any], tensor: Input) -> Pixels | list[bytes]:
-    values = _flat(data, tensor)
-    kinds = set(map(type, values))
+def _from_json(tensor: Input, text: Extracted) -> Pixels:
+    given = tensor.data
+    is_extracted = given is not None and len(given) == 1 and type(given[0]) is int and 0 <= given[0] < len(text.arrays)
     if tensor.datatype == "BYTES":
-        if kinds != {str}:
-            raise MalformedUpload(f"The data of input '{tensor.name}' must be strings.")
-        return [text.encode() for text in values]
-    try:
-        if kinds != {int}:
-            raise ValueError
-        return np.frombuffer(bytes(values), np.uint8).reshape(tensor.shape)
-    except ValueError as error:
-        raise MalformedUpload(f"The data of input '{tensor.name}' must be whole numbers from 0 to 255.") from error
-
-
-def _flat(data: list[Any], tensor: Input) -> list[Any]:
-    """The values row by row, from a flat or a nested list."""
-    nested = bool(data) and isinstance(data[0], list)
-    level: list[Any] = [data]
-    for length in tensor.shape if nested else [prod(tensor.shape)]:
-        if not all(isinstance(part, list) and len(part) == length for part in level):
-            raise MalformedUpload(f"The data of input '{tensor.name}' does not fit its shape {tensor.shape}.")
-        level = list(chain.from_iterable(level))
-    return level
+        found = "whole numbers" if is_extracted else content.of_json(text.other)
+        raise MalformedUpload(f"The data of input '{tensor.name}' is {found}. {NO_FILES_IN_JSON}.")
+    if given is None or not is_extracted:
+        found = content.of_json(text.other)
+        raise MalformedUpload(f"The data of input '{tensor.name}' is {found}; it must be whole numbers from 0 to 255.")
+    return number_arrays.parse(text.arrays[given[0]], tensor.shape, tensor.name)
 
 
 def _from_binary(rest: memoryview, tensor: Input) -> Pixels | list[bytes]:
@@ -171,7 +165,9 @@ def _from_binary(rest: memoryview, tensor: Input) -> Pixels | list[bytes]:
     if tensor.datatype == "BYTES":
         return _elements(rest, tensor)
     if size != prod(tensor.shape):
-        raise MalformedUpload(f"binary_data_size is {size}; the shape {tensor.shape} has {prod(tensor.shape)} bytes.")
+        raise MalformedUpload(
+            f"binary_data_size is {size}; the shape {tensor.shape} has {prod(tensor.shape)} bytes.{_file_hint(rest)}"
+        )
     return np.frombuffer(rest, np.uint8).reshape(tensor.shape)
 
 
@@ -182,7 +178,9 @@ def _elements(rest: memoryview, tensor: Input) -> list[bytes]:
         begin = position + LENGTH.size
         position = begin + LENGTH.unpack_from(rest, position)[0] if begin <= len(rest) else begin
         if position > len(rest):
-            raise MalformedUpload(f"Input '{tensor.name}' ends within its element {len(elements)}.")
+            found = content.of_file(bytes(rest[: content.SAMPLE]))
+            hint = f" It is {found}, without the 4 bytes of its length before it." if found else ""
+            raise MalformedUpload(f"Input '{tensor.name}' ends within its element {len(elements)}.{hint}")
         elements.append(bytes(rest[begin:position]))
     if position < len(rest):
         raise MalformedUpload(f"Input '{tensor.name}' has more bytes than its {tensor.shape[0]} elements.")
@@ -194,8 +192,13 @@ def _raw(rest: memoryview, spec: TensorSpec) -> Pixels | list[bytes]:
         return [bytes(rest)]
     shape = (1, *spec.shape[1:])
     if len(rest) != prod(shape):
-        raise MalformedUpload(f"The raw body has {len(rest)} bytes; one image has {prod(shape)}.")
+        raise MalformedUpload(f"The raw body has {len(rest)} bytes; one image has {prod(shape)}.{_file_hint(rest)}")
     return np.frombuffer(rest, np.uint8).reshape(shape)
+
+
+def _file_hint(data: memoryview) -> str:
+    found = content.of_file(bytes(data[: content.SAMPLE]))
+    return f" The data is {found}; files are for the model whose input is BYTES." if found else ""
 
 
 def _output_format(request: InferenceRequest, output_spec: TensorSpec) -> OutputFormat:

@@ -52,7 +52,7 @@ async def infer(scope: Scope, receive: Receive, service: State, model: Model) ->
 
 
 async def _parse(
-    body: bytes, headers: Mapping[bytes, bytes], service: State, model: Model, deadline: Deadline
+    body: bytearray, headers: Mapping[bytes, bytes], service: State, model: Model, deadline: Deadline
 ) -> ParsedRequest:
     """On the event loop if the body is small, else in a thread."""
     coding = uploads.content_coding(headers)

@@ -1,5 +1,6 @@
 """The Open Inference Protocol over a real socket: what it promises beside the bytes."""
 
+import base64
 import gzip
 import io
 import json
@@ -162,8 +163,8 @@ def test_the_models_tell_of_themselves(
         ("POST", "/v2", 405, "Method Not Allowed"),
         ("POST", "/v2/repository/models/tiny/load", 501, "chosen when the service starts"),
         ("POST", "/v2/repository/models/tiny/unload", 501, "chosen when the service starts"),
-        ("POST", TENSOR, 400, "Invalid JSON"),
-        ("POST", IMAGE, 400, "Invalid JSON"),
+        ("POST", TENSOR, 400, "The body is empty; it must be a JSON object"),
+        ("POST", IMAGE, 400, "The body is empty; it must be a JSON object"),
     ],
 )
 def test_every_refusal_has_a_text(client: httpx.Client, method: str, path: str, status: int, part: str) -> None:
@@ -182,6 +183,60 @@ def test_a_bad_file_fails_the_request(client: httpx.Client, bad: bytes, part: st
     error(client.post(IMAGE, **with_files([FILES[0], bad, FILES[1]])), 400, part)
     headers = {"Inference-Header-Content-Length": "0"}
     error(client.post(IMAGE, content=bad, headers=headers), 400, part.replace("Image 1", "Image 0"))
+
+
+PNG = FILES[0]
+PNG_TEXT = base64.b64encode(PNG)
+OF_FILES: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1]}
+OF_PIXELS: dict[str, Any] = {"name": "image", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
+RAW = {"Inference-Header-Content-Length": "0"}
+
+
+@pytest.mark.parametrize("path", [TENSOR, IMAGE])
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (PNG, "The body is a PNG file"),
+        (PNG_TEXT, "The body is base64 text of a PNG file"),
+        (b"data:image/png;base64," + PNG_TEXT, "The body is base64 text of a PNG file"),
+        (b"--x\r\nContent-Disposition: form-data; name=file\r\n\r\n", "The body is a multipart form"),
+        (b"image=%89PNG", "The body is text that starts with b'image=%89PNG'"),
+        (b'[{"inputs": []}]', "The body is text that starts with b'[{"),
+    ],
+)
+def test_body_that_is_no_json_is_named(client: httpx.Client, path: str, body: bytes, found: str) -> None:
+    error(client.post(path, content=body), 400, f"{found}")
+    error(client.post(path, content=body), 400, "it must be a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        ({**OF_FILES, "data": [PNG_TEXT.decode()]}, "is base64 text of a PNG file. JSON cannot hold a file"),
+        ({**OF_FILES, "data": [f"data:image/png;base64,{PNG_TEXT.decode()}"]}, "is base64 text of a PNG file. JSON"),
+        ({**OF_FILES, "data": PNG_TEXT.decode()}, "valid array, not base64 text of a PNG file"),
+        ({**OF_FILES, "data": ["a cat"]}, "is text. JSON cannot hold a file"),
+        ({**OF_FILES, "data": [{"b64": PNG_TEXT.decode()}]}, "is an object. JSON cannot hold a file"),
+        ({**OF_FILES, "data": [137, 80]}, "is whole numbers. JSON cannot hold a file"),
+        ({**OF_PIXELS, "data": [PNG_TEXT.decode()]}, "is base64 text of a PNG file; it must be whole numbers"),
+        ({**OF_PIXELS, "data": [0.5] * 3072}, "is no list of whole numbers; it must be whole numbers from 0 to 255"),
+    ],
+)
+def test_data_that_is_no_pixels_is_named(client: httpx.Client, tensor: dict[str, Any], found: str) -> None:
+    path = TENSOR if tensor["datatype"] == "UINT8" else IMAGE
+    error(client.post(path, json={"inputs": [tensor]}), 400, found)
+
+
+def test_file_in_place_of_a_tensor_is_named(client: httpx.Client) -> None:
+    error(client.post(TENSOR, content=PNG, headers=RAW), 400, "The data is a PNG file; files are for the model whose")
+    error(client.post(IMAGE, content=PNG_TEXT, headers=RAW), 400, "the file is base64 text of a PNG file")
+    for given, path, part in (
+        (OF_PIXELS, TENSOR, "The data is a PNG file"),
+        (OF_FILES, IMAGE, "It is a PNG file, without the 4 bytes of its length"),
+    ):
+        text = json.dumps({"inputs": [{**given, "parameters": {"binary_data_size": len(PNG)}}]}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        error(client.post(path, content=text + PNG, headers=headers), 400, part)
 
 
 def test_limits(start: Start) -> None:
@@ -296,7 +351,7 @@ def test_a_root_path(start: Start) -> None:
     client = start(root_path="classifier/")
     assert client.get("/v2").status_code == 200
     error(client.get("/v2/nothing"), 404, "Not Found")
-    error(client.post(TENSOR, content=b"?"), 400, "Invalid JSON")
+    error(client.post(TENSOR, content=b"?"), 400, "must be a JSON object")
     assert "title" in client.get("/nothing").json()
 
 
