@@ -1,34 +1,28 @@
-"""A request's body into memory, under its limits, and the files in it."""
+"""The files in a request's body: a multipart form, or one raw file."""
 
 import re
-import zlib
-from asyncio import get_running_loop
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from time import thread_time
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from starlette.types import Receive
 
-from app.errors import ClientDisconnected, MalformedUpload, RequestError, TooLarge, UnsupportedImage
+from app.api.bodies import Headers, chunks, content_coding, read_decoded
+from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
 from app.settings import Settings
 
 MAX_NAME = 255  # characters of a file name that are returned
 MAX_HEADER = 8192  # bytes of one header line of a part
 OTHER_PARTS = 100  # parts besides the files that a form may hold
 MAX_FIELD = 1000  # bytes of a form field's value
-BLOCK = 65_536  # bytes of a decompressed form that are parsed, or of a compressed body that are inflated, at a time
-INFLATED_BLOCK = 1 << 20
-INFLATE_S = 1.0  # of CPU for a body; 32 MB that inflate to 32 MB take 0.1, as many of empty blocks 2.3
+BLOCK = 65_536  # bytes of a decompressed form that are parsed at a time
 EXTENDED_NAME = re.compile(r"filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^\s;]+)", re.IGNORECASE)
 UNSUPPORTED = (
     "Send a multipart/form-data form with parts named file, or the image itself with its image/* content type."
 )
-
-Headers = Mapping[bytes, bytes]
 
 
 class Upload(NamedTuple):
@@ -57,9 +51,9 @@ async def read(receive: Receive, headers: Headers, settings: Settings, executor:
         if coding := content_coding(headers):
             body = await read_decoded(receive, headers, coding, settings.max_body_bytes, executor)
             for start in range(0, len(body), BLOCK):
-                parser.feed(body[start : start + BLOCK])
+                parser.feed(bytes(body[start : start + BLOCK]))
         else:
-            async for chunk in _chunks(receive, headers, settings.max_body_bytes):
+            async for chunk in chunks(receive, headers, settings.max_body_bytes):
                 parser.feed(chunk)
         return parser.close()
     if kind.startswith("image/") or kind == "application/octet-stream":
@@ -67,61 +61,8 @@ async def read(receive: Receive, headers: Headers, settings: Settings, executor:
         body = await read_decoded(receive, headers, content_coding(headers), limit, executor)
         if not body:
             raise MalformedUpload("The body is empty.")
-        return Form([Upload(None, body)], {})
+        return Form([Upload(None, bytes(body))], {})
     raise UnsupportedImage(UNSUPPORTED)
-
-
-async def read_body(receive: Receive, headers: Headers, limit: int) -> bytearray:
-    """The whole body as sent; raises TooLarge as soon as it passes the limit, and ClientDisconnected."""
-    body = bytearray()  # grows in place, while joining 32 MB at the end would hold the event loop for 7 ms
-    async for chunk in _chunks(receive, headers, limit):
-        body += chunk
-    return body
-
-
-async def read_decoded(receive: Receive, headers: Headers, coding: str, limit: int, executor: Executor) -> bytes:
-    """The whole body without its content coding; the limit applies before and after. Raises as `decompress`, too."""
-    body = await read_body(receive, headers, limit)
-    if not coding:
-        return bytes(body)
-    return bytes(await get_running_loop().run_in_executor(executor, decompress, body, coding, limit))
-
-
-def content_coding(headers: Headers) -> str:
-    """The Content-Encoding in lower case; empty for none or identity."""
-    coding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
-    return "" if coding == "identity" else coding
-
-
-def decompress(body: bytes | bytearray, coding: str, limit: int, max_cpu_s: float = INFLATE_S) -> bytes | bytearray:
-    """The body without its content coding; raises TooLarge as soon as it passes a limit, and MalformedUpload.
-
-    zlib joins what one call returns, so a call for all of 32 MB would hold the interpreter lock for 10 ms.
-    """
-    if coding in ("", "identity"):
-        return body
-    if coding not in ("gzip", "deflate"):
-        raise UnsupportedImage("Send the body as it is, or with a Content-Encoding of gzip or deflate.")
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects the header of either
-    content, place, end = bytearray(), 0, thread_time() + max_cpu_s
-    try:
-        while place < len(body) and not inflater.eof:
-            piece = body[place : place + BLOCK]
-            place += len(piece)
-            inflated = inflater.decompress(piece, INFLATED_BLOCK)
-            content += inflated
-            while len(inflated) == INFLATED_BLOCK and len(content) <= limit:
-                inflated = inflater.decompress(inflater.unconsumed_tail, INFLATED_BLOCK)
-                content += inflated
-            if len(content) > limit:
-                raise TooLarge(f"The body has over {limit} bytes when decompressed.")
-            if thread_time() > end:
-                raise TooLarge(f"The {coding} data takes over {max_cpu_s:g} s of CPU to decompress.")
-    except zlib.error as error:
-        raise MalformedUpload(f"The {coding} data is broken.") from error
-    if not inflater.eof or inflater.unused_data or place < len(body):
-        raise MalformedUpload(f"The {coding} data is incomplete, or more follows it.")
-    return content
 
 
 class FormParser:
@@ -198,24 +139,6 @@ def checked(data: bytes, size: int, limit: int) -> bytes | RequestError:
     if size > limit:
         return TooLarge(f"The file has over {limit} bytes.")
     return data or MalformedUpload("The file is empty.")
-
-
-async def _chunks(receive: Receive, headers: Headers, limit: int) -> AsyncIterator[bytes]:
-    too_large = f"The body has over {limit} bytes."
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared[:20]) > limit:
-        raise TooLarge(too_large)
-    total, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected("The caller left before the body was complete.")
-        chunk = message.get("body", b"")
-        total += len(chunk)
-        if total > limit:
-            raise TooLarge(too_large)
-        yield chunk
-        more = message.get("more_body", False)
 
 
 def _filename(part: MultipartSegment) -> str | None:

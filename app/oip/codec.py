@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from app.errors import MalformedUpload, TooLarge
 from app.oip import content, number_arrays
-from app.oip.number_arrays import Extracted, Text
+from app.oip.number_arrays import Extracted
 from app.oip.schemas import InferenceRequest, Input
 
 MAX_JSON = 10_000_000  # bytes
@@ -51,7 +51,7 @@ class ParsedRequest(NamedTuple):
 
 
 def parse(
-    body: Text, json_length: bytes | None, spec: TensorSpec, output_spec: TensorSpec, max_images: int
+    body: bytes | memoryview, json_length: bytes | None, spec: TensorSpec, output_spec: TensorSpec, max_images: int
 ) -> ParsedRequest:
     """Reads any of the three forms: JSON alone; JSON of json_length bytes and binary data; 0 bytes and one raw image.
 
@@ -63,7 +63,7 @@ def parse(
         return ParsedRequest(None, _raw(rest, spec), OutputFormat(binary=True))
     if end > MAX_JSON:
         raise TooLarge(f"The JSON is over {MAX_JSON} bytes; send the data in binary.")
-    text = number_arrays.split(body if end == len(body) else body[:end])
+    text = number_arrays.split(bytes(body[:end]))
     request = _read(text)
     tensor = _only_input(request, spec)
     _check_shape(tensor, spec, len(body), max_images)

@@ -8,7 +8,8 @@ import numpy as np
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from app.api import uploads
+from app.api import bodies, uploads
+from app.api.bodies import Body
 from app.api.inference import caller, classify
 from app.errors import DeadlineExceeded, MalformedUpload, TooLarge
 from app.inference.decoding import File
@@ -30,7 +31,7 @@ async def infer(scope: Scope, receive: Receive, service: State, model: Model) ->
     statistics = service.statistics.requests[model.name]
     with statistics.counting(), service.lifecycle.admit():
         service.pipeline.check_capacity(1, caller(scope))
-        body = await uploads.read_body(receive, headers, service.settings.max_body_bytes)
+        body = await bodies.read_body(receive, headers, service.settings.max_body_bytes)
         start, deadline = perf_counter_ns(), Deadline.after(service.settings.request_timeout_s)
         request = await _parse(body, headers, service, model, deadline)
         if request.timeout_us:
@@ -52,15 +53,15 @@ async def infer(scope: Scope, receive: Receive, service: State, model: Model) ->
 
 
 async def _parse(
-    body: bytearray, headers: Mapping[bytes, bytes], service: State, model: Model, deadline: Deadline
+    body: Body, headers: Mapping[bytes, bytes], service: State, model: Model, deadline: Deadline
 ) -> ParsedRequest:
     """On the event loop if the body is small, else in a thread."""
-    coding = uploads.content_coding(headers)
+    coding = bodies.content_coding(headers)
     json_length = headers.get(JSON_LENGTH.lower().encode())
     settings = service.settings
 
     def parse() -> ParsedRequest:
-        content = uploads.decompress(body, coding, settings.max_body_bytes)
+        content = bodies.decompress(body, coding, settings.max_body_bytes)
         return codec.parse(content, json_length, model.input, model.output, settings.max_files)
 
     if len(body) <= INLINE_BYTES and not coding:

@@ -25,21 +25,19 @@ NUMBERS = b"0123456789,[]" + SPACES
 ZEROS = bytes.maketrans(b"123456789", b"000000000")
 WITHOUT_BRACKETS = bytes.maketrans(b"[]", b"  ")
 
-Text = bytes | bytearray
-
 
 class Extracted(NamedTuple):
     """`rest` is the text with [i] in place of arrays[i]; `other` the start of the first data that is not numbers."""
 
     rest: bytes
-    arrays: list[Text]
+    arrays: list[bytes]
     other: bytes
 
 
-def split(text: Text) -> Extracted:
+def split(text: bytes) -> Extracted:
     """Cuts the arrays out of a request; raises MalformedUpload for what is no JSON object, or TooLarge."""
     if not text[: content.SAMPLE].lstrip(SPACES).startswith(b"{"):
-        found = content.of_body(bytes(text[: content.SAMPLE]))
+        found = content.of_body(text[: content.SAMPLE])
         raise MalformedUpload(
             f"The body is {found}; it must be a JSON object, which binary data may follow, or one raw image with "
             "Inference-Header-Content-Length: 0. POST /predict accepts files and forms."
@@ -58,10 +56,10 @@ def split(text: Text) -> Extracted:
     )
 
 
-def extract(text: Text) -> Extracted:
+def extract(text: bytes) -> Extracted:
     """Cuts the arrays of digits, commas and brackets out that stand behind a key "data"."""
-    rest: list[Text] = []
-    arrays: list[Text] = []
+    rest: list[bytes] = []
+    arrays: list[bytes] = []
     done, place, other = 0, 0, b""
     while len(arrays) < MAX_ARRAYS and (place := find(text, KEY, place, len(text))) >= 0:
         is_key = text[max(0, place - 1) : place] != b"\\"  # else the first quotation mark belongs to a string
@@ -74,11 +72,11 @@ def extract(text: Text) -> Extracted:
             rest += [text[done:start], b"[%d]" % len(arrays)]
             arrays.append(text[start:end])
             done = place = end
-        other = other or (b"" if end is not None else bytes(text[place : place + content.SAMPLE]))
+        other = other or (b"" if end is not None else text[place : place + content.SAMPLE])
     return Extracted(b"".join([*rest, text[done:]]), arrays, other)
 
 
-def parse(array: Text, shape: Sequence[int], name: str) -> NDArray[np.uint8]:
+def parse(array: bytes, shape: Sequence[int], name: str) -> NDArray[np.uint8]:
     """The array in its shape, from JSON that is flat or nested as the shape says; raises MalformedUpload."""
     values, outline = bytearray(), []
     for piece in _pieces(array):
@@ -103,7 +101,7 @@ def _outline(shape: Sequence[int]) -> bytes:
     return text
 
 
-def _pieces(array: Text) -> Iterator[Text]:
+def _pieces(array: bytes) -> Iterator[bytes]:
     """The array between commas about SLICE apart."""
     start = 0
     while len(array) - start > SLICE:
@@ -115,7 +113,7 @@ def _pieces(array: Text) -> Iterator[Text]:
     yield array[start:]
 
 
-def _start_of_value(text: Text, place: int) -> int | None:
+def _start_of_value(text: bytes, place: int) -> int | None:
     """Behind the colon from `place` on, where a value starts; None without a colon."""
     window = text[place : place + SLICE]
     colon = len(window) - len(window.lstrip(SPACES))
@@ -125,7 +123,7 @@ def _start_of_value(text: Text, place: int) -> int | None:
     return place + colon + 1 + len(value) - len(value.lstrip(SPACES))
 
 
-def _end_of_numbers(text: Text, start: int) -> tuple[int, int | None]:
+def _end_of_numbers(text: bytes, start: int) -> tuple[int, int | None]:
     """Where the characters of number arrays stop, and the end of the array from `start` on if it is one of numbers."""
     stop, depth = start, 0
     for place in range(start, len(text), SLICE):

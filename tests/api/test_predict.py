@@ -1,6 +1,7 @@
 """The contract's HTTP, over a real socket."""
 
 import io
+import json
 import re
 import threading
 import time
@@ -230,8 +231,10 @@ def test_a_full_queue_is_429_with_retry_after(start: Start, cat: bytes) -> None:
 @pytest.mark.slow
 def test_a_full_queue_refuses_before_it_decodes(tiny_weights: Path, cat: bytes) -> None:
     """Told by files that are no pictures: they would be a 415, or a 400, as soon as anybody looked at them."""
-    broken = ["?"] * 400
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [400], "data": broken}
+    rest = b"\1\0\0\0?" * 400
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [400], "parameters": {"binary_data_size": len(rest)}}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
     settings = Settings(weights=tiny_weights, max_files=400, max_queue=400, max_batch=1)
     with serving(settings, fault_injection.load(fault_injection.slow)) as client, ThreadPoolExecutor(1) as pool:
         filling = pool.submit(client.post, "/predict", files=form(*[("cat.png", cat)] * 400))
@@ -239,7 +242,7 @@ def test_a_full_queue_refuses_before_it_decodes(tiny_weights: Path, cat: bytes) 
             time.sleep(0.01)
         for path, bad in (
             ("/predict", {"files": form(*[("a", b"?")] * 400)}),
-            ("/v2/models/tiny_image/infer", {"json": {"inputs": [tensor]}}),
+            ("/v2/models/tiny_image/infer", {"content": text + rest, "headers": headers}),
         ):
             assert client.post(path, **bad).status_code == 429
         assert filling.result().status_code == 200

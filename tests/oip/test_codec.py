@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-from app.api.uploads import decompress
+from app.api.bodies import decompress
 from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
 from app.oip.codec import MAX_JSON, OutputFormat, ParsedRequest, TensorSpec, encode, parse
 

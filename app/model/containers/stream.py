@@ -50,7 +50,7 @@ class Stream(io.RawIOBase):
         return self._place
 
 
-def find(data: bytes | bytearray, needle: bytes, start: int, end: int) -> int:
+def find(data: bytes, needle: bytes, start: int, end: int) -> int:
     """As data.find(needle, start, end), in windows between which other threads may run."""
     for place in range(start, end, WINDOW):
         found = data.find(needle, place, min(end, place + WINDOW + len(needle) - 1))
