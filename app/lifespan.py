@@ -119,7 +119,7 @@ def build_pipeline(
 ) -> Pipeline:
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
     queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue)
-    limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size)
+    limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
     batcher = Batcher(
         classifier.classify,
         batch_sizes(settings.max_batch),

@@ -4,6 +4,7 @@ import io
 import struct
 from base64 import b64decode
 from collections.abc import Sequence
+from time import thread_time
 from typing import IO, NamedTuple, cast
 
 import numpy as np
@@ -26,16 +27,22 @@ UNITS_PER_BYTE = 0.5  # of an entropy-coded file
 METERED_BYTES = 65_536  # Pillow reads as many at once; the CPU time of a longer file is checked between two reads
 MAX_SLOWDOWN = 3  # of decoding against its estimate, with GRACE_S on top, before the file is refused
 GRACE_S = 0.1
+MAX_READ_S = 0.4  # of CPU for reading a picture within WORK_LIMIT; 0.3 at most for files that an encoder has written
+CALIBRATION_S = 0.003  # of CPU for the picture of `measure_slowdown`, on the machine of the other figures
 
 Pixels = NDArray[np.uint8]
 
 
 class Limits(NamedTuple):
-    """At most max_pixels an image are decoded, and under strict_size only pictures of size x size."""
+    """At most max_pixels an image are decoded, and under strict_size only pictures of size x size.
+
+    `slowdown` is this machine's CPU time for the same work against the one on which the limits were measured.
+    """
 
     size: int
     max_pixels: int
     strict_size: bool = False
+    slowdown: float = 1.0
 
     @property
     def work(self) -> int:
@@ -155,7 +162,9 @@ class EncodedImage:
     def _open(self, parts: Sequence[Part]) -> IO[bytes]:
         if len(self._container.data) <= METERED_BYTES:
             return io.BytesIO(parts[0] if len(parts) == 1 else b"".join(parts))
-        return cast("IO[bytes]", Stream(parts, GRACE_S + MAX_SLOWDOWN * self.cost_s))
+        largest_s = MAX_READ_S * self._limits.work / WORK_LIMIT
+        seconds = min(GRACE_S + MAX_SLOWDOWN * self.cost_s, largest_s) * self._limits.slowdown
+        return cast("IO[bytes]", Stream(parts, seconds))
 
 
 def load_decoders() -> None:
@@ -169,6 +178,19 @@ def load_decoders() -> None:
         buffer = io.BytesIO()
         Image.new("RGB", (2, 2)).save(buffer, kind, exif=turned)
         decode(buffer.getvalue(), Limits(1, 4))
+
+
+def measure_slowdown() -> float:
+    """For Limits, at least 1: the best of several times of a PNG of noise, in 20 ms."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG", compress_level=1)
+    times = []
+    for _ in range(5):
+        start = thread_time()
+        decode(buffer.getvalue(), Limits(32, 512 * 512))
+        times.append(thread_time() - start)
+    return max(1.0, min(times) / CALIBRATION_S)
 
 
 def sniff(data: bytes) -> str | None:

@@ -285,12 +285,12 @@ def test_a_jpeg_of_twelve_bits_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (png(5000, 4001, 8, 2, b""), "at most 20000000 of a 24-bit PNG"),
-        (png(5000, 3001, 8, 6, b""), "at most 15000000 of a 32-bit PNG"),
-        (png(5000, 1501, 16, 6, b""), "at most 7500000 of a 64-bit PNG"),
+        (png(5000, 2917, 8, 2, b""), "at most 14583333 of a 24-bit PNG"),
+        (png(5000, 2188, 8, 6, b""), "at most 10937500 of a 32-bit PNG"),
+        (png(5000, 1094, 16, 6, b""), "at most 5468750 of a 64-bit PNG"),
         (png(5001, 5000, 8, 0, b""), "at most 25000000 are accepted"),
         (png(65_536, 1, 8, 0, b""), "a side has at most 65535 pixels"),
-        (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x0b\0" * 2, "at most 8333333 of a WebP"),
+        (b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x0b\0" * 2, "at most 7575757 of a WebP"),
     ],
 )
 def test_pixels_beyond_a_formats_limit_are_refused(data: bytes, message: str) -> None:

@@ -2,6 +2,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -12,10 +13,11 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
-from app.model.preprocessing import FORMATS, EncodedImage, Limits, decode, sniff
+from app.model.preprocessing import FORMATS, EncodedImage, Limits, decode, measure_slowdown, sniff
 from app.model.resampling import fit, to_rgb
 from tests.conftest import EXAMPLES
-from tests.support.hostile_images import bmp, empty_blocks_png
+from tests.support import decompression_bombs
+from tests.support.hostile_images import bmp, empty_blocks_png, png
 
 LIMITS = Limits(32, 10_000_000)
 
@@ -240,7 +242,32 @@ def test_only_small_files_of_few_pixels_are_cheap(cat: bytes) -> None:
 
 def test_a_stream_made_to_be_slow_is_given_up() -> None:
     with pytest.raises(UndecodableImage, match="far more time to decode"):
+        decode(empty_blocks_png(2000, 2000), LIMITS)
+    with pytest.raises(UndecodableImage, match="far more compressed data than its pixels need"):
         decode(empty_blocks_png(32, 32), LIMITS)
+
+
+def test_colour_key_lowers_the_limit_on_pixels() -> None:
+    key = decompression_bombs.chunk(b"tRNS", bytes(6))
+    with pytest.raises(TooLarge, match=r"at most 109\d{5} of a PNG with a transparent colour"):
+        decode(png(5000, 2188, 8, 2, bytes(1), before=key), LIMITS._replace(max_pixels=25_000_000))
+
+
+def test_slow_machine_has_more_time_for_a_picture() -> None:
+    assert 1 <= measure_slowdown() < 100
+    data = empty_blocks_png(2000, 2000)
+    with pytest.raises(UndecodableImage, match="broken or incomplete"):
+        decode(data, LIMITS._replace(slowdown=100.0))
+
+
+def test_poorly_compressed_data_is_no_flood() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 601), np.uint8)
+    noise[:, 0] = 0
+    deflate = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_FIXED)  # 9 bits for most bytes
+    idat = decompression_bombs.chunk(b"IDAT", deflate.compress(noise.tobytes()) + deflate.flush())
+    whole = png(200, 200, 8, 2, b"")
+    data = whole[:33] + idat + decompression_bombs.chunk(b"IEND", b"")
+    assert decode(data, LIMITS).resized_from == (200, 200)
 
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:

@@ -18,12 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from app.errors import RequestError
-from app.model.preprocessing import EncodedImage, Limits, load_decoders
+from app.model.preprocessing import EncodedImage, Limits, load_decoders, measure_slowdown
 from tests.support import decompression_bombs
 from tests.support.decompression_bombs import chunk
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-LIMITS = Limits(32, 25_000_000)
 FILE_BYTES = 9_900_000  # the default MAX_FILE_BYTES is 10 MB
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
@@ -74,6 +73,17 @@ def empty_blocks_png(width: int, height: int) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     idat = chunk(b"IDAT", b"\x78\x01" + block * (FILE_BYTES // len(block)))
     return b"\x89PNG\r\n\x1a\n" + header + idat + chunk(b"IEND", b"")
+
+
+def pixels_then_empty_blocks_png(width: int, height: int, before: bytes = b"") -> bytes:
+    """All rows but the last, which the blocks without content hold up."""
+    deflate = zlib.compressobj(1)
+    pixels = deflate.compress((b"\x04" + bytes(3 * width)) * (height - 1)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    flood = empty_blocks_png(width, height)
+    start = flood.index(b"IDAT") + 6
+    header = flood[:33] + before
+    idat = chunk(b"IDAT", pixels + flood[start : start + FILE_BYTES - len(pixels)])
+    return header + idat + chunk(b"IEND", b"")
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -154,6 +164,15 @@ def gif_with(inserted: bytes, size: int = FILE_BYTES) -> bytes:
     return small[:place] + inserted * (size // len(inserted)) + small[place:]
 
 
+def gif_clear_codes(width: int, height: int) -> bytes:
+    """LZW data of nothing but clear codes, of three bits each."""
+    small = flat("P", 1, 1, "GIF")
+    head = small[:6] + struct.pack("<HHBBB", width, height, 0, 0, 0)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\2"
+    codes = np.packbits(np.tile([0, 0, 1], 8 * 85), bitorder="little").tobytes()  # 255 bytes of the code 4
+    return head + frame + (b"\xff" + codes) * (FILE_BYTES // 256) + b"\0;"
+
+
 def gif_screen(width: int, height: int) -> bytes:
     """One transparent pixel on a large screen."""
     small = flat("P", 1, 1, "GIF", transparency=0)
@@ -176,29 +195,34 @@ def png_kinds() -> dict[str, Builder]:
     palette = chunk(b"PLTE", bytes(range(256)) * 3) + chunk(b"tRNS", bytes(range(256)))
     raw_profile = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(1 << 20)))
     return {
-        "png-rgb": lambda: paeth_png(5000, 3999, 8, 2, 3),
-        "png-rgba": lambda: paeth_png(5000, 2999, 8, 6, 4),
-        "png-rgb-16": lambda: paeth_png(5000, 1999, 16, 2, 3),
-        "png-rgba-16": lambda: paeth_png(5000, 1499, 16, 6, 4),
-        "png-grey-alpha": lambda: paeth_png(5000, 4990, 8, 4, 2),
-        "png-grey-16": lambda: paeth_png(5000, 4990, 16, 0, 1),
-        "png-palette-alpha": lambda: paeth_png(5000, 4990, 8, 3, 1, palette),
-        "png-colour-key": lambda: paeth_png(5000, 3999, 8, 2, 3, chunk(b"tRNS", bytes(6))),
+        "png-rgb": lambda: paeth_png(5000, 2916, 8, 2, 3),
+        "png-rgba": lambda: paeth_png(5000, 2187, 8, 6, 4),
+        "png-rgb-16": lambda: paeth_png(5000, 1458, 16, 2, 3),
+        "png-rgba-16": lambda: paeth_png(5000, 1093, 16, 6, 4),
+        "png-grey": lambda: paeth_png(5000, 4999, 8, 0, 1),
+        "png-grey-alpha": lambda: paeth_png(5000, 3124, 8, 4, 2),
+        "png-grey-16": lambda: paeth_png(5000, 3124, 16, 0, 1),
+        "png-palette-alpha": lambda: paeth_png(5000, 3124, 8, 3, 1, palette),
+        "png-colour-key": lambda: paeth_png(5000, 2187, 8, 2, 3, chunk(b"tRNS", bytes(6))),
+        "png-colour-key-too-large": lambda: paeth_png(5000, 2916, 8, 2, 3, chunk(b"tRNS", bytes(6))),
+        "png-grey-colour-key": lambda: paeth_png(5000, 3124, 8, 0, 1, chunk(b"tRNS", bytes(2))),
         "png-1-bit": lambda: paeth_png(5000, 4990, 1, 0, 1),
-        "png-wide": lambda: paeth_png(65_535, 305, 8, 2, 3),
-        "png-tall": lambda: paeth_png(228, 65_535, 8, 6, 4),
-        "png-1023-wide": lambda: paeth_png(1023, 14_660, 8, 6, 4),
+        "png-wide": lambda: paeth_png(65_535, 222, 8, 2, 3),
+        "png-tall": lambda: paeth_png(166, 65_535, 8, 6, 4),
+        "png-1023-wide": lambda: paeth_png(1023, 10_690, 8, 6, 4),
         "png-one-row": lambda: png(25_000_000, 1, 8, 0, bytes(25_000_001)),
-        "png-interlaced": lambda: interlaced_png(5000, 3999, 8, 2, 3),
-        "png-interlaced-16": lambda: interlaced_png(5000, 1499, 16, 6, 4),
+        "png-interlaced": lambda: interlaced_png(5000, 2916, 8, 2, 3),
+        "png-interlaced-16": lambda: interlaced_png(5000, 1093, 16, 6, 4),
         "png-chunks": lambda: chunks_png(b"abCd"),
         "png-idat-chunks": lambda: chunks_png(b"IDAT"),
         "png-texts": lambda: chunks_png(b"tEXt", b"k\0"),
         "png-raw-profiles": lambda: decompression_bombs.png(before=raw_profile * 9000),
         "png-frames": lambda: chunks_png(b"fcTL", bytes(26)),
         "png-exif-entries": lambda: decompression_bombs.png(chunk(b"eXIf", exif_directory(65_535))),
-        "png-empty-blocks": lambda: empty_blocks_png(5000, 3999),
+        "png-empty-blocks": lambda: empty_blocks_png(5000, 2916),
         "png-small-empty-blocks": lambda: empty_blocks_png(32, 32),
+        "png-pixels-then-empty-blocks": lambda: pixels_then_empty_blocks_png(5000, 2916),
+        "png-colour-key-then-empty-blocks": lambda: pixels_then_empty_blocks_png(5000, 2187, chunk(b"tRNS", bytes(6))),
         **{f"bomb-{name}": lambda data=data: data for name, data in decompression_bombs.bombs().items()},
     }
 
@@ -225,14 +249,16 @@ def jpeg_kinds() -> dict[str, Builder]:
 
 def other_kinds() -> dict[str, Builder]:
     return {
-        "webp": lambda: noise(2880, 2890, "WEBP", quality=60, method=0),
+        "webp": lambda: noise(2750, 2750, "WEBP", quality=60, method=0),
+        "webp-fine": lambda: noise(2750, 2750, "WEBP", quality=82, method=0),
         "webp-lossless": lambda: noise(1800, 1500, "WEBP", lossless=True, quality=0, method=0),
-        "webp-alpha": lambda: flat("RGBA", 2880, 2890, "WEBP", lossless=True, method=0),
+        "webp-alpha": lambda: flat("RGBA", 2750, 2750, "WEBP", lossless=True, method=0),
         "webp-prefix-codes": lambda: webp_prefix_codes(1024, 1024),
         "webp-25-megapixels": lambda: flat("RGB", 5000, 5000, "WEBP", lossless=True, method=0),
-        "gif-noise": lambda: encoded(Image.effect_noise((5000, 4999), 80).quantize(4), "GIF", transparency=0),
-        "gif-screen": lambda: gif_screen(5000, 5000),
-        "gif-tall": lambda: flat("P", 400, 60_000, "GIF", transparency=0),
+        "gif-noise": lambda: encoded(Image.effect_noise((5000, 4160), 80).quantize(4), "GIF", transparency=0),
+        "gif-clear-codes": lambda: gif_clear_codes(5000, 4160),
+        "gif-screen": lambda: gif_screen(5000, 4160),
+        "gif-tall": lambda: flat("P", 340, 60_000, "GIF", transparency=0),
         "gif-extensions": lambda: gif_with(b"!\x01\0"),
         "gif-comment": lambda: gif_with(b"!\xfe\1c\0"),
         "gif-junk": lambda: gif_with(b"\1"),
@@ -249,12 +275,12 @@ def memory_mb(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
 
 
-def measured(data: bytes) -> dict[str, float | str]:
+def measured(data: bytes, limits: Limits) -> dict[str, float | str]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts again from here
     memory, start, outcome = memory_mb("VmRSS"), process_time(), "decoded"
     opened = None
     try:
-        image = EncodedImage(data, LIMITS)
+        image = EncodedImage(data, limits)
         opened = process_time()
         image.decode()
     except RequestError as error:
@@ -270,10 +296,11 @@ def measured(data: bytes) -> dict[str, float | str]:
 
 def main() -> None:
     load_decoders()
+    limits = Limits(32, 25_000_000, slowdown=measure_slowdown())
     Image.MAX_IMAGE_PIXELS = None
     for name, build in {**png_kinds(), **jpeg_kinds(), **other_kinds()}.items():
         data = build()
-        print(json.dumps({"name": name, "bytes": len(data), **measured(data)}), flush=True)  # noqa: T201
+        print(json.dumps({"name": name, "bytes": len(data), **measured(data, limits)}), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from PIL import PngImagePlugin
 
-from app.errors import UndecodableImage
+from app.errors import TooLarge, UndecodableImage
 from app.model.containers import orientation
 from app.model.containers.container import Container, Essential
 
@@ -18,7 +18,11 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 RAW_EXIF, XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 KEYWORD_BYTES = 80  # with the zero byte behind it
 MAX_CHUNKS = 10_000  # a file of 10 MB with libpng's IDAT of 8 kB has 1,280
-MAX_BITS = 19.2  # a pixel that cost no more than one of the work unit: 60 MB of filtered rows are 0.5 s
+BITS_PER_UNIT = 14  # of a pixel; 14.5 megapixels of 24 bits take 0.3 s where the first 30 MB are random bits
+CONVERTED = 1.6  # units at least of a pixel that is not the decoder's RGB or greyscale
+KEY_BITS = 8  # by which a colour key widens a pixel
+MAX_EXPANSION = 1.25  # of rows by deflate; its fixed codes write 9 bits for 8
+FREE_BYTES = 65_536  # of compressed data, whatever the rows need
 
 
 class Png(Container):
@@ -33,17 +37,19 @@ class Png(Container):
             raise ValueError("no IHDR")
         self.data = data
         self._bits = self.bit_depth * CHANNELS[colour]
+        self._is_plain = colour == 2 or (colour == 0 and self.bit_depth <= 8)
 
     @property
     def description(self) -> str:
         return f"{self._bits}-bit PNG"
 
     def work(self, size: int) -> int:
-        return int(self.width * self.height * max(1.0, self._bits / MAX_BITS))
+        return self._work(self._bits, self._is_plain)
 
     def essential(self, work_limit: int) -> Essential:
         length, kind = CHUNK.unpack_from(self.data, FIRST_CHUNK)
         if kind == b"IDAT" and FIRST_CHUNK + 24 + length == len(self.data):
+            self._check(work_limit, length, has_key=False)
             return Essential([self.data], orientation.UPRIGHT)  # one IDAT and IEND, as most encoders write a small file
         view = memoryview(self.data)
         palette: dict[bytes, memoryview] = {}
@@ -57,9 +63,26 @@ class Png(Container):
             elif kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
                 name = kind if kind == b"eXIf" else self.data[start : start + KEYWORD_BYTES].partition(b"\0")[0]
                 metadata.setdefault(name, (start, end))
+        self._check(work_limit, sum(map(len, pixels)), has_key=b"tRNS" in palette and self._is_plain)
         header = CHUNK.pack(sum(map(len, pixels)), b"IDAT")
         head = b"".join([view[:FIRST_CHUNK], *palette.values(), header])
         return Essential([head, *pixels, END], self._orientation(metadata))
+
+    def _work(self, bits: int, is_plain: bool) -> int:
+        return int(self.width * self.height * max(1.0 if is_plain else CONVERTED, bits / BITS_PER_UNIT))
+
+    def _check(self, work_limit: int, compressed: int, has_key: bool) -> None:
+        """Raises for a colour key in a picture too large for one, and for data that cannot all be pixels."""
+        work = self._work(self._bits + KEY_BITS, is_plain=False) if has_key else 0
+        if work > work_limit:
+            pixels = self.width * self.height
+            raise TooLarge(
+                f"The image has {self.width} x {self.height} pixels; at most {pixels * work_limit // work} of a PNG "
+                "with a transparent colour are accepted."
+            )
+        rows = self.height * (self.width * self._bits // 8 + 16)  # with the ends of an interlaced picture's rows
+        if compressed > MAX_EXPANSION * rows + FREE_BYTES:
+            raise UndecodableImage("The PNG has far more compressed data than its pixels need.")
 
     def _chunks(self) -> Iterator[tuple[bytes, int, int]]:
         """Kind, start and end of the content of each chunk behind IHDR, up to IEND or the end of the bytes."""
