@@ -17,7 +17,7 @@ from app.model.containers.stream import find
 from app.oip import content
 
 SLICE = 32_768  # bytes that are parsed while other threads wait: half a millisecond
-MAX_ARRAYS = 64
+MAX_KEYS = 256  # that are looked at; a request has one
 MAX_JSON_WITHOUT_DATA = 16_384  # bytes that are parsed in one piece: 2 ms at most
 KEY = b'"data"'
 SPACES = b" \t\r\n"
@@ -61,7 +61,10 @@ def extract(text: bytes) -> Extracted:
     rest: list[bytes] = []
     arrays: list[bytes] = []
     done, place, other = 0, 0, b""
-    while len(arrays) < MAX_ARRAYS and (place := find(text, KEY, place, len(text))) >= 0:
+    for _ in range(MAX_KEYS):
+        place = find(text, KEY, place, len(text))
+        if place < 0:
+            break
         is_key = text[max(0, place - 1) : place] != b"\\"  # else the first quotation mark belongs to a string
         place += len(KEY)
         start = _start_of_value(text, place) if is_key else None

@@ -49,6 +49,8 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         super().run(sockets)
+        if time.monotonic() > self._exit_at - GRACE_S:  # the interpreter's end takes time, in which no thread runs
+            exit_process(0)
         exit_past_threads(0)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

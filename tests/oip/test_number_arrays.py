@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from app.errors import MalformedUpload, RequestError, TooLarge
-from app.oip import number_arrays
-from app.oip.number_arrays import MAX_JSON_WITHOUT_DATA, SLICE, extract, parse, split
+from app.oip.number_arrays import MAX_JSON_WITHOUT_DATA, MAX_KEYS, SLICE, extract, parse, split
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (30, 20, 20, 3), np.uint8)
 STYLES: list[dict[str, Any]] = [{}, {"separators": (",", ":")}, {"indent": 1}, {"indent": "\t"}]
@@ -78,8 +77,10 @@ def test_only_arrays_of_whole_numbers_are_cut_out(text: bytes, count: int) -> No
 
 def test_endless_arrays_are_left_in_the_text() -> None:
     extracted = extract(b'{"data":[1]}' * 1000)
-    assert len(extracted.arrays) == number_arrays.MAX_ARRAYS
+    assert len(extracted.arrays) == MAX_KEYS
     assert len(extracted.rest) > 11_000
+    with pytest.raises(TooLarge):
+        split(b'{"x": [' + b'"data",' * 100_000 + b"0]}")
 
 
 LONG = MAX_JSON_WITHOUT_DATA + 1
