@@ -1,5 +1,7 @@
 """Cuts what a connection receives into pieces that hold parts of one request only; heads without an upgrade."""
 
+from app.errors import MalformedRequest
+
 END_OF_HEAD = b"\r\n\r\n"
 CHUNKED_PIECE_BYTES = 4096  # one-byte chunks: 700 callbacks, under a millisecond
 
@@ -44,6 +46,23 @@ class Framing:
             return found + len(END_OF_HEAD)
         self._tail = (self._tail + data[max(start, len(data) - 3) :])[-3:]
         return len(data)
+
+
+def check_head(version: str, headers: Headers) -> None:
+    """Raises MalformedRequest for a head that proxies and servers may understand differently, which the parser accepts.
+
+    RFC 9112, sections 2.3, 3.2 and 6.1.
+    """
+    if version not in ("1.0", "1.1"):
+        raise MalformedRequest("The request is not HTTP/1.1.")
+    hosts = codings = 0
+    for name, value in headers:
+        hosts += name == b"host"
+        codings += name == b"transfer-encoding" and value.lower() != b"chunked"
+    if hosts > 1 or (version == "1.1" and not hosts):
+        raise MalformedRequest(f"The request has {hosts} Host headers; it must have one.")
+    if codings:
+        raise MalformedRequest("The only transfer coding that is accepted is chunked.")
 
 
 def without_upgrade(headers: Headers) -> Headers:

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import HeadTooLarge, MalformedRequest, RequestError, UrlTooLong
 from app.http.connections import Connections, render_text
-from app.http.framing import Framing, Headers, without_upgrade
+from app.http.framing import Framing, Headers, check_head, without_upgrade
 from app.http.transport import CoalescingTransport
 
 MAX_BUFFERED_BYTES = 65_536  # of pipelined requests, before reading pauses
@@ -174,6 +174,10 @@ class SequentialProtocol(HttpToolsProtocol):
             return
         if self._framing.head_bytes > self.max_header_bytes:
             self._check_header_sizes()
+        version = self.parser.get_http_version()
+        check_head(version, self.headers)
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, section 10.1.1
         super().on_headers_complete()
         if self._closes_after_response:
             self.cycle.keep_alive = False

@@ -19,6 +19,7 @@ from app.oip import content
 SLICE = 32_768  # bytes that are parsed while other threads wait: half a millisecond
 MAX_KEYS = 256  # that are looked at; a request has one
 MAX_JSON_WITHOUT_DATA = 16_384  # bytes that are parsed in one piece: 2 ms at most
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which RFC 8259 lets a parser ignore
 KEY = b'"data"'
 SPACES = b" \t\r\n"
 NUMBERS = b"0123456789,[]" + SPACES
@@ -36,6 +37,7 @@ class Extracted(NamedTuple):
 
 def split(text: bytes) -> Extracted:
     """Cuts the arrays out of a request; raises MalformedUpload for what is no JSON object, or TooLarge."""
+    text = text.removeprefix(BYTE_ORDER_MARK)
     if not text[: content.SAMPLE].lstrip(SPACES).startswith(b"{"):
         found = content.of_body(text[: content.SAMPLE])
         raise MalformedUpload(

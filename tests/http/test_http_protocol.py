@@ -176,6 +176,12 @@ def test_a_chunked_request_before_garbage_gets_its_response(port: int) -> None:
         (b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (request("/", headers="Transfer-Encoding: gzip, chunked\r\n", method="POST") + b"0\r\n\r\n", 400),
+        (request("/", headers="Transfer-Encoding: identity\r\n", method="POST"), 400),
         (request("/" + "a" * 3000), 414),
         (b"GET / HTTP/1.1\r\nA: " + b"a" * 40_000 + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nA: " + b"a" * 40_000, 431),
@@ -273,6 +279,11 @@ def test_a_client_of_http_1_0_gets_no_interim_response() -> None:
         connection.sendall(b"GET /a HTTP/1.0\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         assert [response.status for response in responses(read_to_end(connection))] == [200]
+
+
+def test_expectation_of_http_1_0_is_ignored(port: int) -> None:
+    head = b"POST /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+    assert [response.status for response in exchange(port, head + b"b")] == [200]
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET /a HT", request("/a", b"body")[:-1]])

@@ -83,6 +83,10 @@ def test_endless_arrays_are_left_in_the_text() -> None:
         split(b'{"x": [' + b'"data",' * 100_000 + b"0]}")
 
 
+def test_byte_order_mark_is_ignored() -> None:
+    assert split(b"\xef\xbb\xbf" + request([1, 2])).arrays == [b"[1, 2]"]
+
+
 LONG = MAX_JSON_WITHOUT_DATA + 1
 
 
