@@ -21,6 +21,9 @@ SmoothingCorrection = Annotated[
 ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
+MAX_INPUT_SIZE = 1024  # pixels
+
+
 class Arguments(BaseModel):
     """Constructor arguments of a network, bounded so that no card can allocate without limit."""
 
@@ -28,10 +31,17 @@ class Arguments(BaseModel):
 
     classes: int = Field(ge=2, le=10_000)
 
+    def input_sizes(self) -> tuple[int, int]:
+        """The smallest and the largest width and height of an image, in pixels."""
+        return 8, MAX_INPUT_SIZE
+
 
 class ConvNetArguments(Arguments):
     widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1, max_length=8)]
     depth: int = Field(ge=1, le=16)
+
+    def input_sizes(self) -> tuple[int, int]:
+        return max(8, 2 ** len(self.widths) + 1), MAX_INPUT_SIZE  # each group halves what the whitening leaves
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The state of `networks.ConvNet` after batch-norm folding: name to shape."""
@@ -46,11 +56,16 @@ class ConvNetArguments(Arguments):
         return shapes | {"head.weight": (self.classes, channels)}
 
 
+class LeNetArguments(Arguments):
+    def input_sizes(self) -> tuple[int, int]:
+        return 32, 32
+
+
 class MLPArguments(Arguments):
     hidden: int = Field(14, ge=1, le=65_536)
 
 
-ARGUMENTS: dict[str, type[Arguments]] = {"convnet": ConvNetArguments, "lenet": Arguments, "mlp": MLPArguments}
+ARGUMENTS: dict[str, type[Arguments]] = {"convnet": ConvNetArguments, "lenet": LeNetArguments, "mlp": MLPArguments}
 
 
 class Stage(BaseModel):
@@ -77,7 +92,7 @@ class ModelCard(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
     classes: Annotated[list[ClassName], Field(min_length=2, max_length=10_000)]
-    input_size: Annotated[int, Field(ge=8, le=1024, description="width and height in pixels")]
+    input_size: Annotated[int, Field(ge=8, le=MAX_INPUT_SIZE, description="width and height in pixels")]
     architecture: Literal["convnet", "lenet", "mlp", "cascade"]
     arguments: dict[str, Any]
     parameters: Annotated[int, Field(gt=0)]
@@ -119,6 +134,9 @@ class ModelCard(BaseModel):
             raise ValueError(f"arguments have {arguments.classes} classes, the card has {len(self.classes)}")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("two classes have the same name")
+        smallest, largest = arguments.input_sizes()
+        if not smallest <= self.input_size <= largest:
+            raise ValueError(f"input_size is {self.input_size}, the network's is {smallest} to {largest}")
         return self
 
     @model_validator(mode="after")

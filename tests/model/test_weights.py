@@ -138,6 +138,12 @@ def test_foreign_safetensors_are_rejected(tmp_path: Path) -> None:
         ({"activation_ranges": {"groups.0.convs.0": float("inf")}}, "finite number"),
         ({"activation_ranges": {"nowhere": 1.0}}, "unknown layer: nowhere"),
         ({"input_size": 48}, "reference images that do not match"),
+        ({"input_size": 8}, "input_size is 8, the network's is 9 to 1024"),
+        (
+            {"arguments": {"classes": 10, "widths": [8] * 5, "depth": 2}},
+            "input_size is 32, the network's is 33 to 1024",
+        ),
+        ({"architecture": "lenet", "arguments": {"classes": 10}, "input_size": 33}, "the network's is 32 to 32"),
         ({"architecture": "cascade"}, "a cascade, and no other model"),
         ({"stages": [Stage(network=0)]}, "does not exist"),
     ],
