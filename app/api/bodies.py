@@ -15,6 +15,7 @@ from starlette.types import Receive
 from app.errors import ClientDisconnected, MalformedUpload, TooLarge, UnsupportedImage
 
 JOINED_BYTES = 1 << 20  # up to which a body is kept in its chunks
+RESERVED_BYTES = 64 << 20  # at most, on the word of a Content-Length
 BLOCK = 65_536  # bytes that are inflated at a time
 INFLATED_BLOCK = 1 << 20
 INFLATE_S = 1.0  # of CPU for a body; 32 MB that inflate to 32 MB take 0.1, as many of empty blocks 2.3
@@ -24,11 +25,12 @@ Body = bytes | memoryview
 
 
 class Collector:
-    """Chunks to one body of at most `limit` bytes; raises TooLarge with `message` past it."""
+    """Chunks to one body of at most `limit` bytes, perhaps `expected`; raises TooLarge with `message`."""
 
-    def __init__(self, limit: int, message: str) -> None:
+    def __init__(self, limit: int, message: str, expected: int = 0) -> None:
         self.size = 0
         self._limit = limit
+        self._expected = min(expected, RESERVED_BYTES)
         self._message = message
         self._chunks: list[bytes] = []
         self._array = np.empty(0, np.uint8)
@@ -41,12 +43,16 @@ class Collector:
         if self.size <= JOINED_BYTES:
             self._chunks.append(chunk)
             return
-        if not len(self._array):
-            self._array = np.empty(self._limit, np.uint8)  # the system provides memory as it is written
-            first = b"".join(self._chunks)
-            self._array[: len(first)] = np.frombuffer(first, np.uint8)
-            self._chunks = []
+        if self.size > len(self._array):
+            self._grow(start)
         self._array[start : self.size] = np.frombuffer(chunk, np.uint8)
+
+    def _grow(self, used: int) -> None:
+        """To twice the size, which copies 16 MB at most on the way to 32, or to what is expected."""
+        former = self._array if len(self._array) else np.frombuffer(b"".join(self._chunks), np.uint8)
+        self._array = np.empty(min(self._limit, max(2 * self.size, self._expected)), np.uint8)
+        self._array[:used] = former[:used]
+        self._chunks = []
 
     def body(self) -> Body:
         if len(self._array):
@@ -56,7 +62,8 @@ class Collector:
 
 async def read_body(receive: Receive, headers: Headers, limit: int) -> Body:
     """The whole body as sent; raises TooLarge as soon as it passes the limit, and ClientDisconnected."""
-    collector = Collector(limit, _too_large(limit))
+    declared = headers.get(b"content-length", b"")
+    collector = Collector(limit, _too_large(limit), int(declared[:20]) if declared.isdigit() else 0)
     async for chunk in chunks(receive, headers, limit):
         collector.add(chunk)
     return collector.body()

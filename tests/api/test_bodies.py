@@ -13,8 +13,8 @@ from app.errors import ClientDisconnected, TooLarge
 CHUNK = bytes(range(256)) * 256
 
 
-def collected(sizes: list[int], limit: int) -> bytes:
-    collector = Collector(limit, "too large")
+def collected(sizes: list[int], limit: int, expected: int = 0) -> bytes:
+    collector = Collector(limit, "too large", expected)
     for size in sizes:
         collector.add(CHUNK[:size])
     return bytes(collector.body())
@@ -31,6 +31,14 @@ def test_large_bodies_end_at_the_limit() -> None:
     assert collected([len(CHUNK)] * count, limit) == CHUNK * count
     with pytest.raises(TooLarge, match="too large"):
         collected([len(CHUNK)] * count, limit - 1)
+
+
+@pytest.mark.parametrize("expected", [0, 1, 3 * JOINED_BYTES, 10**30])
+def test_declared_length_does_not_change_a_body(expected: int) -> None:
+    """Nor does a limit beyond the memory of the machine."""
+    sizes = [len(CHUNK)] * (3 * JOINED_BYTES // len(CHUNK))
+    limit = 10**30 if expected < 10**30 else 4 * JOINED_BYTES
+    assert collected(sizes, limit, expected) == CHUNK * len(sizes)
 
 
 def test_client_that_leaves_within_the_body_is_reported() -> None:
