@@ -2,7 +2,6 @@
 
 import io
 import struct
-from base64 import b64decode
 from collections.abc import Sequence
 from time import thread_time
 from typing import IO, NamedTuple, cast
@@ -15,6 +14,7 @@ from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImag
 from app.model import resampling
 from app.model.containers import CONTAINERS
 from app.model.containers.stream import Part, Stream
+from app.model.signatures import describe, sniff
 
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP": "image/bmp", "GIF": "image/gif"}
 
@@ -76,9 +76,7 @@ class EncodedImage:
     def __init__(self, data: bytes, limits: Limits) -> None:
         kind = sniff(data)
         if kind is None:
-            encoded = sniff_base64(data)
-            found = f"the file is base64 text of a {encoded} file" if encoded else "the first bytes are of none of them"
-            raise UnsupportedImage(f"Send one of {', '.join(FORMATS)}; {found}.")
+            raise UnsupportedImage(f"Send one of {', '.join(FORMATS)}; {describe(data)}.")
         try:
             container = CONTAINERS[kind](data)
         except (
@@ -191,29 +189,6 @@ def measure_slowdown() -> float:
         decode(buffer.getvalue(), Limits(32, 512 * 512))
         times.append(thread_time() - start)
     return max(1.0, min(times) / CALIBRATION_S)
-
-
-def sniff(data: bytes) -> str | None:
-    """The accepted format that the first bytes announce, by its Pillow name, or None."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith(b"BM"):
-        return "BMP"
-    return None
-
-
-def sniff_base64(text: bytes) -> str | None:
-    """The accepted format of a file whose first bytes came as base64 text, or None."""
-    try:
-        return sniff(b64decode(text[: 4 * (min(len(text), 32) // 4)], validate=True))
-    except ValueError:
-        return None
 
 
 def _broken(kind: str) -> UndecodableImage:

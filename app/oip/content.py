@@ -1,6 +1,6 @@
 """What a client has sent in place of what the protocol expects, for errors that name it."""
 
-from app.model.preprocessing import sniff, sniff_base64
+from app.model.signatures import sniff, sniff_base64
 
 SAMPLE = 100  # bytes that are looked at
 QUOTED = 20  # bytes that an error repeats
@@ -19,8 +19,7 @@ def of_file(data: bytes) -> str | None:
     kind = sniff(data)
     if kind:
         return f"a {kind} file"
-    text = data[:SAMPLE].rpartition(b";base64,")[2] if data.startswith(b"data:") else data[:SAMPLE]
-    kind = sniff_base64(text)
+    kind = sniff_base64(data)
     return f"base64 text of a {kind} file" if kind else None
 
 

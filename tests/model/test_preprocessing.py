@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from app.errors import RequestError, TooLarge, UndecodableImage, UnsupportedImage, WrongSize
-from app.model.preprocessing import FORMATS, EncodedImage, Limits, decode, measure_slowdown, sniff
+from app.model.preprocessing import FORMATS, EncodedImage, Limits, decode, measure_slowdown
 from app.model.resampling import fit, to_rgb
+from app.model.signatures import sniff
 from tests.conftest import EXAMPLES
 from tests.support import decompression_bombs
 from tests.support.hostile_images import bmp, empty_blocks_png, png
@@ -245,6 +246,35 @@ def test_a_stream_made_to_be_slow_is_given_up() -> None:
         decode(empty_blocks_png(2000, 2000), LIMITS)
     with pytest.raises(UndecodableImage, match="far more compressed data than its pixels need"):
         decode(empty_blocks_png(32, 32), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(40), "the file is HEIC"),
+        (b"\0\0\0\x18ftypavif" + bytes(40), "the file is AVIF"),
+        (b"II*\0" + bytes(40), "the file is TIFF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the file is SVG"),
+        (b"iVBORw0KGgoAAAANSUhEUgAAACAAAAAg", "the file is base64 text of a PNG file"),
+        (b"data:image/jpeg;base64,/9j/4AAQSkZJRgABAQAA", "the file is base64 text of a JPEG file"),
+        (b"hello", "the first bytes are of none of them"),
+    ],
+)
+def test_file_of_another_kind_is_named(data: bytes, found: str) -> None:
+    with pytest.raises(UnsupportedImage, match=f"Send one of PNG.*{found}"):
+        decode(data, LIMITS)
+
+
+def test_png_for_ios_is_named() -> None:
+    data = encode(picture(), "PNG")
+    with pytest.raises(UndecodableImage, match="CgBI"):
+        decode(data[:8] + decompression_bombs.chunk(b"CgBI", bytes(4)) + data[8:], LIMITS)
+
+
+def test_negative_width_is_broken_and_not_too_large() -> None:
+    data = encode(picture(), "BMP")
+    with pytest.raises(UndecodableImage, match="broken"):
+        decode(data[:18] + struct.pack("<i", -32) + data[22:], LIMITS)
 
 
 def test_colour_key_lowers_the_limit_on_pixels() -> None:

@@ -25,8 +25,10 @@ class Bmp(Container):
         if header == CORE_HEADER:
             self.width, self.height = struct.unpack_from("<HH", data, 18)
             return
-        self.width, height, _, bits, compression = struct.unpack_from("<IiHHI", data, 18)
+        self.width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
         self.height = abs(height)
+        if self.width < 0:
+            raise ValueError("negative width")
         (colours,) = struct.unpack_from("<I", data, 46)
         if compression in RUN_LENGTHS:
             raise UndecodableImage("The BMP is run-length coded; save it without compression, or as PNG.")

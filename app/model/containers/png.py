@@ -33,6 +33,8 @@ class Png(Container):
 
     def __init__(self, data: bytes) -> None:
         length, kind, self.width, self.height, self.bit_depth, colour, *_ = HEADER.unpack_from(data, len(SIGNATURE))
+        if kind == b"CgBI":
+            raise UndecodableImage("The PNG is in Apple's format for iOS (CgBI), which no standard decoder reads.")
         if (length, kind) != (13, b"IHDR") or colour not in CHANNELS:
             raise ValueError("no IHDR")
         self.data = data
