@@ -1,6 +1,7 @@
 """`POST /predict`: read the upload, run the pipeline, render the predictions."""
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -10,7 +11,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api import openapi, schemas, uploads
-from app.api.inference import caller, classify
+from app.api.inference import caller, classify, off_loop
 from app.api.problems import TYPE
 from app.api.uploads import Upload
 from app.errors import InvalidParameter, RequestError
@@ -61,10 +62,10 @@ async def predict(request: Request) -> Response:
     errors = [outcome for outcome in classification.outcomes if isinstance(outcome, RequestError)]
     if len(errors) == len(classification.outcomes):
         raise errors[0]
-    content = _render(form.files, classification, top_k, service)
-    return Response(
-        to_json(content), media_type="application/json", headers={"Server-Timing": _server_timing(classification)}
-    )
+    classes = len(service.classifier.classes)
+    render = partial(_render, form.files, classification, top_k, service)
+    content = await off_loop(render, len(form.files) * classes, service)
+    return Response(content, media_type="application/json", headers={"Server-Timing": _server_timing(classification)})
 
 
 def _top_k(query: bytes, fields: Mapping[str, str], classes: int) -> int:
@@ -81,16 +82,19 @@ def _server_timing(classification: Classification) -> str:
     return f"decode;dur={decode_s * 1e3:.2f}, queue;dur={queue_s * 1e3:.2f}, model;dur={inference_s * 1e3:.2f}"
 
 
-def _render(files: list[Upload], classification: Classification, top_k: int, service: State) -> dict[str, Any]:
-    """The contract's JSON."""
+def _render(files: list[Upload], classification: Classification, top_k: int, service: State) -> bytes:
+    """The contract's JSON, serialised file by file: no call holds the interpreter lock for long."""
     weights = service.classifier.weights
     predictions = [
-        {"filename": file.filename, "error": _file_error(outcome, service)}
-        if isinstance(outcome, RequestError)
-        else {"filename": file.filename, **_prediction(outcome, top_k, weights.card.classes)}
+        to_json(
+            {"filename": file.filename, "error": _file_error(outcome, service)}
+            if isinstance(outcome, RequestError)
+            else {"filename": file.filename, **_prediction(outcome, top_k, weights.card.classes)}
+        )
         for file, outcome in zip(files, classification.outcomes, strict=True)
     ]
-    return {"model": {"name": weights.card.name, "version": weights.version}, "predictions": predictions}
+    model = to_json({"name": weights.card.name, "version": weights.version})
+    return b'{"model":%b,"predictions":[%b]}' % (model, b",".join(predictions))
 
 
 def _prediction(prediction: Prediction, top_k: int, classes: list[str]) -> dict[str, Any]:

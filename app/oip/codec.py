@@ -1,6 +1,7 @@
 """The protocol's bytes: request bodies to images, probabilities to response bodies. Neither HTTP nor a model."""
 
 from collections.abc import Sequence
+from itertools import chain
 from math import prod
 from struct import Struct
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from app.oip.number_arrays import Extracted
 from app.oip.schemas import InferenceRequest, Input
 
 MAX_JSON = 10_000_000  # bytes
+END_OF_DATA = b"]}]}"  # and of its output, the outputs and the response
 LENGTH = Struct("<I")  # before each element of a BYTES tensor
 NO_FILES_IN_JSON = (
     "JSON cannot hold a file: send it in binary (binary_data_size), or one as the whole body with "
@@ -81,18 +83,21 @@ def encode(
     classes: Sequence[str],
 ) -> tuple[bytes, int | None]:
     """The body of a response, and the length of its JSON if binary data follows."""
+    rows: Sequence[Sequence[Any]]  # of the data, one an image
     if output_format.top:
-        texts = _top_k(probabilities, output_format.top, classes)
-        data: list[Any] = texts
+        rows = _top_k(probabilities, output_format.top, classes)
+        texts = list(chain.from_iterable(rows))
         binary = b"".join(LENGTH.pack(len(text)) + text for text in (text.encode() for text in texts))
         datatype, shape = "BYTES", [len(probabilities), len(texts) // len(probabilities)]
     else:
-        data = probabilities.ravel().tolist()
+        rows = probabilities.tolist()
         binary = probabilities.astype("<f4").tobytes()
         datatype, shape = output_spec.datatype, list(probabilities.shape)
     output = {"name": output_spec.name, "datatype": datatype, "shape": shape}
     if not output_format.binary:
-        return to_json({**head, "outputs": [{**output, "data": data}]}), None
+        text = to_json({**head, "outputs": [{**output, "data": []}]})
+        data = b",".join(to_json(row)[1:-1] for row in rows)  # one call for all would hold the interpreter lock
+        return text.removesuffix(END_OF_DATA) + data + END_OF_DATA, None
     text = to_json({**head, "outputs": [{**output, "parameters": {"binary_data_size": len(binary)}}]})
     return text + binary, len(text)
 
@@ -215,11 +220,12 @@ def _output_format(request: InferenceRequest, output_spec: TensorSpec) -> Output
     return OutputFormat(request.parameters.binary_data_output if binary is None else binary, parameters.classification)
 
 
-def _top_k(probabilities: NDArray[np.float32], top: int, classes: Sequence[str]) -> list[str]:
+def _top_k(probabilities: NDArray[np.float32], top: int, classes: Sequence[str]) -> list[list[str]]:
     """`value:index:label` of each image's likeliest classes, image by image."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(top, len(classes))]
     return [
-        f"{row[i]:.6f}:{i}:{classes[i]}" for row, best in zip(probabilities, order.tolist(), strict=True) for i in best
+        [f"{row[i]:.6f}:{i}:{classes[i]}" for i in best]
+        for row, best in zip(probabilities, order.tolist(), strict=True)
     ]
 
 

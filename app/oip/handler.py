@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from time import perf_counter_ns
 
 import numpy as np
@@ -10,7 +11,7 @@ from starlette.types import Receive, Scope
 
 from app.api import bodies, uploads
 from app.api.bodies import Body
-from app.api.inference import caller, classify
+from app.api.inference import caller, classify, off_loop
 from app.errors import DeadlineExceeded, MalformedUpload, TooLarge
 from app.inference.decoding import File
 from app.inference.pipeline import Classification, Deadline, Prediction, RejectedFile
@@ -44,7 +45,8 @@ async def infer(scope: Scope, receive: Receive, service: State, model: Model) ->
             kind = TooLarge if isinstance(rejected.error, TooLarge) else MalformedUpload
             raise kind(f"Image {rejected.index} of the input: {rejected.error}") from rejected
         start = perf_counter_ns()
-        response = _respond(request, classification, service, model)
+        respond = partial(_respond, request, classification, service, model)
+        response = await off_loop(respond, len(files) * len(service.classifier.classes), service)
         statistics.compute_input.add(parse_ns + int(classification.decode_s * 1e9))
         statistics.queue.add(int(classification.queue_s * 1e9))
         statistics.compute_infer.add(int(classification.inference_s * 1e9))
