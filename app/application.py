@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from importlib.resources import files
 from importlib.util import find_spec
+from socket import socket
 
 import fastapi_offline
 from fastapi import FastAPI
@@ -34,16 +35,17 @@ def create_app(
     config: Settings | None = None,
     load_engine: LoadEngine = load_engine,
     exit_process: Callable[[int], None] = log_stream.exit_process,
+    link: socket | None = None,
 ) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError.
 
-    `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
+    `link` is a front end's connection to the engine process, which then runs the model. `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
     """
     config = config or settings.load()
     metrics = Metrics()
     metrics.queue_limit.set(config.max_queue)
     log_stream.stderr().on_drop(metrics.log_lines_dropped.inc)
-    app: ASGIApp = create_api(config, lifespan(config, metrics, load_engine, exit_process))
+    app: ASGIApp = create_api(config, lifespan(config, metrics, load_engine, exit_process, link))
     if config.cors_origins:
         app = CORSMiddleware(app, config.cors_origins, CORS_METHODS, ["*"], expose_headers=CORS_EXPOSED_HEADERS)
     if config.allowed_hosts:

@@ -5,21 +5,24 @@ import gc
 import logging
 import mimetypes
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from math import inf
+from socket import socket
 from typing import Any
 
 import anyio
 from fastapi import FastAPI
 from starlette.types import Lifespan
+from uvicorn.config import STARTUP_FAILURE
 
 from app import engines
 from app.api.auth import ApiKeys
 from app.engines import Engine
-from app.engines.hardware import available_cpus
-from app.errors import DeviceError, SettingsError
+from app.engines.remote import RemoteEngine
+from app.errors import DeviceError, DeviceLostError, SettingsError
 from app.inference.batcher import Batcher, batch_sizes
 from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
@@ -44,29 +47,36 @@ GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch wait
 
 
 def lifespan(
-    settings: Settings, metrics: Metrics, load_engine: LoadEngine, exit_process: Callable[[int], None]
+    settings: Settings,
+    metrics: Metrics,
+    load_engine: LoadEngine,
+    exit_process: Callable[[int], None],
+    link: socket | None = None,
 ) -> Lifespan[FastAPI]:
     """Loads, verifies and warms up the model, then yields the state that requests use.
 
-    `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
+    With a `link`, the engine process does so, and the batches of this process run there. `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
     """
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle, statistics = Lifecycle(), Statistics()
-        classifier = build_classifier(settings, load_engine)
+        classifier = build_classifier(settings, load_engine) if link is None else _connect(link, exit_process)
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
         lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
         if keys.disabled:
             logger.warning("no API keys are set: the service is open to all clients")
-        pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
+        observe_batch = _observer(metrics, statistics) if link is None else statistics.observe_batch
+        pipeline = build_pipeline(settings, classifier, observe_batch)
         _describe(metrics, classifier)
         with _parser_thread() as executor:
             preprocessing.load_decoders()
             await _preload_static_files()
             pipeline.start()
             reloads = asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))
-            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s))
+            # a batch in the engine process waits for those of other front ends; that process has the watchdog
+            limit_s = settings.inference_timeout_s if link is None else inf
+            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, limit_s))
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
@@ -98,20 +108,32 @@ async def _preload_static_files() -> None:
 
 
 def load_engine(weights: Weights, settings: Settings) -> Engine:
-    """The engine that the settings name; the workers share the CPUs. Raises WeightsError or DeviceError."""
-    threads = settings.threads or max(1, available_cpus() // settings.workers)
-    options = settings.device, threads, settings.engine, settings.precision, settings.early_exit
+    """The engine that the settings name. Raises WeightsError or DeviceError."""
+    options = settings.device, settings.threads, settings.engine, settings.precision, settings.early_exit
     return engines.load(weights, *options)
 
 
-def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
-    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
+def build_classifier(settings: Settings, load_engine: LoadEngine, sizes: Sequence[int] = ()) -> Classifier:
+    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError.
+
+    `sizes` are the prepared batch sizes, by default those that the batcher uses.
+    """
     file = weights.load(settings.weights)
     try:
         engine = load_engine(file, settings)
     except DeviceError as error:
         raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
-    return Classifier(file, engine, batch_sizes(settings.max_batch))
+    return Classifier(file, engine, sizes or batch_sizes(settings.max_batch))
+
+
+def _connect(link: socket, exit_process: Callable[[int], None]) -> Classifier:
+    """The engine process's model. If that process exits before, this one exits, too, without a log line of its own."""
+    try:
+        engine = RemoteEngine(link)
+    except DeviceLostError:
+        exit_process(STARTUP_FAILURE)
+        raise
+    return Classifier(engine.weights, engine, ())
 
 
 def build_pipeline(
@@ -120,9 +142,10 @@ def build_pipeline(
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
     queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue)
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
+    remote = isinstance(classifier.engine, RemoteEngine)  # the engine process chooses the sizes
     batcher = Batcher(
         classifier.classify,
-        batch_sizes(settings.max_batch),
+        range(1, settings.max_batch + 1) if remote else batch_sizes(settings.max_batch),
         queue,
         classifier.engine.streams,
         on_batch,

@@ -1,4 +1,4 @@
-"""The service as one process, or as a supervisor and its workers."""
+"""The service as one process, or as a supervisor, front ends and an engine process."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     server = server_config(config)
     for warning in warnings + settings.warnings(os.environ):
         logger.warning(warning)
-    return _serve(server, sockets)
+    return _serve(server, sockets, config)
 
 
 def server_config(config: Settings) -> uvicorn.Config:
@@ -90,13 +90,13 @@ def with_mapped(proxies: Sequence[str]) -> list[str]:
     return ["*"] if "*" in proxies else [*proxies, *mapped]
 
 
-def _serve(config: uvicorn.Config, sockets: list[socket]) -> int:
+def _serve(config: uvicorn.Config, sockets: list[socket], settings: Settings) -> int:
     try:
         if config.workers == 1:
             server = Server(config)
             server.run(sockets)
             return 0 if server.started else 2
-        supervisor = Supervisor(config, sockets)
+        supervisor = Supervisor(config, sockets, settings)
         with tempfile.TemporaryDirectory(prefix="thirtytwo-metrics-") as folder:
             os.environ[metrics.FOLDER] = folder
             supervisor.run()

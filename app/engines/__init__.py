@@ -9,6 +9,7 @@ import numpy as np
 from app.engines.base import Engine, Output
 from app.engines.cascade import CascadeEngine
 from app.engines.hardware import available_cpus, cpu_flags, pick_precision, resolve_device
+from app.engines.remote import RemoteEngine
 from app.errors import WeightsError
 from app.model.weights import Weights
 
@@ -53,8 +54,11 @@ def verify_references(engine: Engine, weights: Weights) -> None:
     """Raises WeightsError where the engine's output differs too much from the file's reference probabilities.
 
     Every stage of a cascade is verified on every reference image: an image near a threshold may leave after another
-    stage in another precision.
+    stage in another precision. A remote engine is verified by its process, which exits where this raises.
     """
+    if isinstance(engine, RemoteEngine):
+        engine.verify()
+        return
     if isinstance(engine, CascadeEngine) and weights.reference_stages is not None:
         outputs = engine.run_stages(weights.reference_images, early_exit=False)
         probabilities = np.stack([output.probabilities for output in outputs])

@@ -48,6 +48,7 @@ class OpenVINOEngine:
         if precision not in PRECISION_HINTS:
             raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
         self.precision = precision
+        self._sizes: list[int] = []
         self.streams = min(threads, MAX_STREAMS)
         model = build_model(weights, weights.card.activation_ranges if precision == "int8" else {})
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
@@ -66,16 +67,18 @@ class OpenVINOEngine:
             self._stream_requests.put(request)
 
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
+        count = len(images)
         request = self._all_cores_request if exclusive else self._stream_requests.get()
         try:
-            probabilities: Array = request.infer({0: images}, share_inputs=True)[0]
+            probabilities: Array = request.infer({0: base.pad(images, self._sizes)}, share_inputs=True)[0]
         finally:
             if not exclusive:
                 self._stream_requests.put(request)
-        return Output(probabilities, np.zeros(len(images), np.uint8))
+        return Output(probabilities[:count], np.zeros(count, np.uint8))
 
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
         base.prepare(self, sizes, image)
+        self._sizes = sorted(sizes)
 
     def memory(self) -> None:
         return None

@@ -1,0 +1,139 @@
+"""The process with the engine that all front ends share: start, links to front ends, watchdog, metrics, exit."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+from uvicorn.config import STARTUP_FAILURE
+
+from app.engines import channel
+from app.engines.base import Engine
+from app.engines.channel import Description, Layout
+from app.engines.server import EngineServer
+from app.errors import ThirtytwoError
+from app.inference.batcher import batch_sizes
+from app.inference.classifier import Classifier
+from app.lifespan import GIL_SWITCH_INTERVAL_S, LoadEngine, build_classifier
+from app.process.lifecycle import Lifecycle, watch
+from app.settings import Settings
+from app.telemetry.log_stream import exit_process
+from app.telemetry.metrics import Metrics
+
+CHANNELS = 2  # concurrent calls of a front end: the next batch is on its way while one runs
+SIZES_PER_OCTAVE = 4  # calls are not split over batches, so a batch may have any size
+MEMORY_PERIOD_S = 5.0
+OFFER_TIMEOUT_S = 60.0  # for a front end to read the description; it starts meanwhile
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings, load_engine: LoadEngine, control: socket.socket, on_ready: Callable[[], None]) -> NoReturn:
+    """Serves the front ends whose links arrive on `control`, until SIGTERM and the exit of the last of them.
+
+    The exit status is 0, 1 if the device or an inference thread fails, or STARTUP_FAILURE with one line.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))  # until the loop handles it; no front end is served yet
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        sizes = batch_sizes(settings.max_batch, SIZES_PER_OCTAVE)
+        classifier = build_classifier(settings, load_engine, sizes)
+    except ThirtytwoError as error:
+        logger.error("%s", error)
+        exit_process(STARTUP_FAILURE)
+    except Exception:
+        logger.exception("the engine process cannot start")
+        exit_process(STARTUP_FAILURE)
+    sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
+    exit_process(asyncio.run(EngineProcess(settings, classifier, control).serve(on_ready)))
+
+
+class EngineProcess:
+    def __init__(self, settings: Settings, classifier: Classifier, control: socket.socket) -> None:
+        self._engine: Engine = classifier.engine
+        self._description = _describe(classifier, settings.max_batch)
+        self._limit_s = settings.inference_timeout_s
+        self._metrics = Metrics()
+        self._server = EngineServer(
+            self._engine, classifier.verify, settings.max_batch, self._engine.streams, self._metrics.observe_batch
+        )
+        self._control = control
+        self._links: set[socket.socket] = set()
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, on_ready: Callable[[], None]) -> int:
+        """The exit status."""
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._stop)
+        self._control.setblocking(False)
+        self._loop.add_reader(self._control, self._receive_link)
+        self._server.start()
+        self._start(self._observe_memory())
+        watchdog = self._start(watch(self._server, Lifecycle(), self._limit_s))
+        on_ready()
+        await asyncio.wait({watchdog, self._start(self._wait_until_stopped())}, return_when=asyncio.FIRST_COMPLETED)
+        return int(watchdog.done())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _wait_until_stopped(self) -> None:
+        await self._stopped.wait()
+
+    def _stop(self) -> None:
+        """Front ends drain first: the process exits with the last of them."""
+        self._stopping = True
+        if not self._links:
+            self._stopped.set()
+
+    def _receive_link(self) -> None:
+        try:
+            _, descriptors, *_ = socket.recv_fds(self._control, 1, 1)
+        except BlockingIOError:
+            return
+        if not descriptors:  # the supervisor has exited
+            self._loop.remove_reader(self._control)
+            self._stop()
+            return
+        link = socket.socket(fileno=descriptors[0])
+        self._links.add(link)
+        self._start(self._serve_link(link))
+
+    async def _serve_link(self, link: socket.socket) -> None:
+        """Until the front end exits."""
+        try:
+            link.settimeout(OFFER_TIMEOUT_S)
+            self._server.add(await asyncio.to_thread(channel.offer, link, self._description))
+            link.setblocking(False)
+            await self._loop.sock_recv(link, 1)
+        except OSError as error:
+            logger.warning("a front end exited before it was connected: %s", error)
+        finally:
+            link.close()
+            self._links.discard(link)
+            if self._stopping:
+                self._stop()
+
+    async def _observe_memory(self) -> None:
+        """Off the event loop, since a call of the driver may not return."""
+        while (memory := await asyncio.to_thread(self._engine.memory)) is not None:
+            self._metrics.observe_memory(self._engine.device, *memory)
+            await asyncio.sleep(MEMORY_PERIOD_S)
+
+
+def _describe(classifier: Classifier, max_batch: int) -> Description:
+    engine, weights = classifier.engine, classifier.weights
+    layout = Layout(max_batch, classifier.input_size, len(classifier.classes))
+    card = weights.card.model_dump(mode="json")
+    return Description(engine.name, engine.device, engine.precision, weights.sha256, card, layout, CHANNELS)
