@@ -39,7 +39,8 @@ def create_app(
 ) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError.
 
-    `link` is a front end's connection to the engine process, which then runs the model. `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
+    `link` is a front end's connection to the engine process, which then runs the model. `exit_process` ends the process
+    with a status after a failure: a stalled inference thread blocks a normal exit.
     """
     config = config or settings.load()
     metrics = Metrics()

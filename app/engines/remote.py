@@ -15,9 +15,9 @@ from app.model.weights import Weights
 
 
 class RemoteEngine:
-    """Calls the engine process over channels, one call at a time on each. Outputs equal the direct engine's bit for bit.
+    """Calls the engine process over channels, one call at a time on each.
 
-    `weights` has the card and the digest of the engine's file, and no tensors. Construction waits until the engine
+    Outputs equal those of the direct engine bit for bit. `weights` has the card and the digest of the engine's file, and no tensors. Construction waits until the engine
     process has loaded it. Raises DeviceLostError if the engine process exits.
     """
 
@@ -62,7 +62,6 @@ class RemoteEngine:
 
     def memory(self) -> None:
         """The engine process reports it."""
-        return None
 
     def close(self) -> None:
         """No call may follow."""

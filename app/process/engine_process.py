@@ -50,7 +50,7 @@ def run(settings: Settings, load_engine: LoadEngine, control: socket.socket, on_
         logger.exception("the engine process cannot start")
         exit_process(STARTUP_FAILURE)
     sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
-    exit_process(asyncio.run(EngineProcess(settings, classifier, control).serve(on_ready)))
+    asyncio.run(EngineProcess(settings, classifier, control).serve(on_ready))
 
 
 class EngineProcess:
@@ -68,8 +68,8 @@ class EngineProcess:
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, on_ready: Callable[[], None]) -> int:
-        """The exit status."""
+    async def serve(self, on_ready: Callable[[], None]) -> NoReturn:
+        """Exits from within the loop, which would wait for a thread that is in a call of the driver."""
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self._stop)
@@ -80,7 +80,7 @@ class EngineProcess:
         watchdog = self._start(watch(self._server, Lifecycle(), self._limit_s))
         on_ready()
         await asyncio.wait({watchdog, self._start(self._wait_until_stopped())}, return_when=asyncio.FIRST_COMPLETED)
-        return int(watchdog.done())
+        exit_process(int(watchdog.done()))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

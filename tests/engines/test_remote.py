@@ -286,5 +286,3 @@ def test_shared_memory_has_no_name(tiny: Weights) -> None:
         remote = connect(server, description(tiny))
         remote(noise(1))
         assert set(os.listdir("/dev/shm")) == before
-
-
