@@ -55,8 +55,8 @@ def lifespan(
 ) -> Lifespan[FastAPI]:
     """Loads, verifies and warms up the model, then yields the state that requests use.
 
-    With a `link`, the engine process does so, and the batches of this process run there. `exit_process` ends the process
-    with a status after a failure: a stalled inference thread blocks a normal exit.
+    With a `link`, the engine process does so, and the batches of this process run there. `exit_process` ends the
+    process with a status after a failure: a stalled inference thread blocks a normal exit.
     """
 
     @asynccontextmanager

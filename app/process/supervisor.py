@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -102,7 +103,8 @@ class FrontEnd(Worker):
         self.engine = engine  # counts the engine processes so far
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app = partial(self.config.app, link=self.link)  # type: ignore[arg-type]  # the factory
+        create_app: Any = self.config.app
+        self.config.app = partial(create_app, link=self.link)
         super().target(sockets)
 
 

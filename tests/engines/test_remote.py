@@ -1,6 +1,5 @@
 """`RemoteEngine` and `EngineServer` over shared memory, in one process: results, merging, errors, exits."""
 
-import os
 import socket
 import threading
 import time
@@ -24,6 +23,7 @@ from app.engines.server import EngineServer, Run
 from app.errors import DeviceLostError
 from app.model import weights
 from app.model.weights import Weights
+from tests.support.subprocesses import named_shared_memory
 
 CLASSES = 10
 MAX_BATCH = 32
@@ -281,8 +281,8 @@ def test_batches_are_observed_once_each(tiny: Weights) -> None:
 
 
 def test_shared_memory_has_no_name(tiny: Weights) -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = named_shared_memory()
     with serving() as server:
         remote = connect(server, description(tiny))
         remote(noise(1))
-        assert set(os.listdir("/dev/shm")) == before
+        assert named_shared_memory() == before

@@ -22,6 +22,7 @@ from tests.support.subprocesses import (
     fails,
     free_port,
     front_ends,
+    named_shared_memory,
     process,
     wait_until,
     wait_until_ready,
@@ -98,7 +99,7 @@ def test_responses_equal_those_of_one_process(tiny_weights: Path, cat: bytes) ->
 
 
 def test_killed_engine_process_is_replaced_with_its_front_ends(tiny_weights: Path, cat: bytes) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
+    shared_memory = named_shared_memory()
     with process(tiny_weights, "--workers", "2") as (running, url):
         before = set(children(running.pid))
         (engine,) = engine_processes(running.pid)
@@ -116,7 +117,7 @@ def test_killed_engine_process_is_replaced_with_its_front_ends(tiny_weights: Pat
     assert running.returncode == 0, log
     assert f"engine process {engine} exited with status -9; next start in 0 s" in log
     assert "Traceback" not in log
-    assert set(os.listdir("/dev/shm")) == shared_memory
+    assert named_shared_memory() == shared_memory
 
 
 def test_killed_front_end_leaves_the_engine_process(tiny_weights: Path, cat: bytes) -> None:
@@ -140,7 +141,7 @@ def test_killed_front_end_leaves_the_engine_process(tiny_weights: Path, cat: byt
 
 
 def test_stopped_service_leaves_no_process(tiny_weights: Path, cat: bytes) -> None:
-    with process(tiny_weights, "--workers", "2") as (running, url):
+    with process(tiny_weights, "--workers", "2") as (running, _):
         pids = children(running.pid)
         running.kill()
         running.communicate(timeout=30)  # ends with the last process that holds the pipe

@@ -78,6 +78,11 @@ def front_ends(pid: int) -> list[int]:
     return [child for child in children(pid) if child not in engine_processes(pid)]
 
 
+def named_shared_memory() -> set[str]:
+    """The segments that would outlast their processes."""
+    return {path.name for path in Path("/dev/shm").iterdir()}  # noqa: S108
+
+
 def _read(pid: int, file: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/{file}").read_bytes()
