@@ -17,8 +17,8 @@ from app.model.weights import Weights
 class RemoteEngine:
     """Calls the engine process over channels, one call at a time on each.
 
-    Outputs equal those of the direct engine bit for bit. `weights` has the card and the digest of the engine's file, and
-    no tensors. Construction waits until the engine process has loaded it. Raises DeviceLostError if that process exits.
+    Outputs equal those of the direct engine bit for bit. `weights` has the card and the digest of the engine's file,
+    without tensors. Construction waits for the engine process. Raises DeviceLostError if it exits.
     """
 
     def __init__(self, link: socket.socket) -> None:
