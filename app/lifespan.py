@@ -34,6 +34,7 @@ from app.model.weights import Weights
 from app.process.lifecycle import Lifecycle, Phase, watch
 from app.settings import PREFIX, Settings
 from app.state import State
+from app.telemetry import device_memory
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
 
@@ -78,10 +79,13 @@ def lifespan(
             # a batch in the engine process waits for those of other front ends; that process has the watchdog
             limit_s = settings.inference_timeout_s if link is None else inf
             watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, limit_s))
+            observe = partial(metrics.observe_memory, classifier.engine.device)
+            stop_observing = device_memory.start(classifier.engine.memory, observe)
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
             yield {"service": State(settings, lifecycle, metrics, keys, statistics, classifier, pipeline, executor)}
+            stop_observing()
             watchdog.cancel()
             reloads.cancel()
             if lifecycle.phase is Phase.FAILED:
@@ -121,10 +125,9 @@ def build_classifier(settings: Settings, load_engine: LoadEngine, sizes: Sequenc
     """
     file = weights.load(settings.weights)
     try:
-        engine = load_engine(file, settings)
+        return Classifier(file, load_engine(file, settings), sizes or batch_sizes(settings.max_batch))
     except DeviceError as error:
         raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
-    return Classifier(file, engine, sizes or batch_sizes(settings.max_batch))
 
 
 def _connect(link: socket, exit_process: Callable[[int], None]) -> Classifier:

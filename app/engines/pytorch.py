@@ -1,6 +1,7 @@
 """Eager PyTorch: the engine on CUDA and MPS, and on a CPU for architectures that OpenVINO does not support."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.engines import base
+from app.engines import base, cuda
 from app.engines.base import Output
+from app.engines.cuda import Driver, Torch
 from app.errors import DeviceError, DeviceLostError, WeightsError
 from app.model import networks
 from app.model.calibration import SMOOTHING_FLOOR
 from app.model.weights import Weights
+
+BFLOAT16_CAPABILITY = (8, 0)  # Ampere; earlier GPUs emulate it
 
 
 class TorchEngine:
@@ -34,15 +38,18 @@ class TorchEngine:
             torch.set_num_threads(threads)
         dtype = pick_dtype(self._device) if precision == "auto" else getattr(torch, precision)
         self.precision = str(dtype).removeprefix("torch.")
-        network = load_network(weights).to(self._device, dtype)
-        self._network = network.to(memory_format=torch.channels_last)
+        with start_errors(self._device):
+            network = load_network(weights).to(self._device, dtype)
+            self._network = network.to(memory_format=torch.channels_last)
         self._calibration = weights.card.temperature, weights.card.label_smoothing_correction
 
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         try:
             probabilities = self._probabilities(images)
-        except torch.AcceleratorError as error:  # after a CUDA error every later call fails, too
-            raise DeviceLostError(str(error).splitlines()[0]) from error
+        except RuntimeError as error:
+            if is_device_lost(error):
+                raise DeviceLostError(_line(error)) from error
+            raise
         return Output(probabilities, np.zeros(len(images), np.uint8))
 
     @torch.inference_mode()
@@ -55,7 +62,8 @@ class TorchEngine:
         return probabilities
 
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
-        base.prepare(self, sizes, image)
+        with start_errors(self._device):
+            base.prepare(self, sizes, image)
 
     def memory(self) -> tuple[int, int] | None:
         if self._device.type != "cuda":
@@ -88,28 +96,63 @@ def load_network(weights: Weights) -> nn.Module:
     return network
 
 
-def available_device(name: str) -> torch.device:
-    """The torch device of this name; raises DeviceError where it is unknown or not available."""
+def available_device(
+    name: str,
+    query_driver: Callable[[], Driver | None] = cuda.query_driver,
+    query_torch: Callable[[int], Torch | None] = cuda.query_torch,
+) -> torch.device:
+    """The torch device of this name; raises DeviceError where it is unknown or not available, with the reason."""
     try:
         device = torch.device(name)
     except RuntimeError:
         raise DeviceError(f"{name} is not a device.") from None
-    available = {
-        "cpu": True,
-        "mps": torch.backends.mps.is_available(),
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-    }
-    if not available.get(device.type):
+    if device.type == "cuda":
+        index = device.index or 0
+        found = query_torch(index)
+        if reason := cuda.obstacle(query_driver(), found):
+            raise DeviceError(f"{name} is not available here: {reason}.")
+        if found and index >= found.devices:
+            raise DeviceError(f"{name} is not available here: the number of GPUs is {found.devices}.")
+    elif device.type != "cpu" and not (device.type == "mps" and torch.backends.mps.is_available()):
         raise DeviceError(f"{name} is not available here.")
     return device
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """The fastest dtype that the device computes in natively."""
+def pick_dtype(
+    device: torch.device, capability: Callable[[torch.device], tuple[int, int]] | None = None
+) -> torch.dtype:
+    """The fastest dtype that the device computes in natively; `capability` queries a GPU's compute capability."""
     if device.type == "cpu":
         # torch has a public form of this query for CUDA only
         has_bfloat16: Any = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if has_bfloat16 else torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        capability = capability or torch.cuda.get_device_capability
+        return torch.bfloat16 if capability(device) >= BFLOAT16_CAPABILITY else torch.float16
     return torch.float32
+
+
+def is_device_lost(error: RuntimeError) -> bool:
+    """Whether every later CUDA call of the process fails, too. Lack of memory is no such error.
+
+    torch 2.8 and later raise AcceleratorError, a RuntimeError, earlier ones RuntimeError with the same text.
+    """
+    text = str(error)
+    return text.startswith("CUDA error") and "out of memory" not in text.partition("\n")[0]
+
+
+@contextmanager
+def start_errors(device: torch.device) -> Iterator[None]:
+    """Errors of the device while an engine is built become a DeviceError of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"{device} has too little memory; a smaller MAX_BATCH needs less: {_line(error)}") from error
+    except (RuntimeError, DeviceLostError) as error:
+        if not str(error).startswith("CUDA"):
+            raise
+        raise DeviceError(f"{device} cannot run the network: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(" See https")[0]

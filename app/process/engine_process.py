@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, NoReturn
 
 from uvicorn.config import STARTUP_FAILURE
@@ -21,12 +22,12 @@ from app.inference.classifier import Classifier
 from app.lifespan import GIL_SWITCH_INTERVAL_S, LoadEngine, build_classifier
 from app.process.lifecycle import Lifecycle, watch
 from app.settings import Settings
+from app.telemetry import device_memory
 from app.telemetry.log_stream import exit_process
 from app.telemetry.metrics import Metrics
 
 CHANNELS = 2  # concurrent calls of a front end: the next batch is on its way while one runs
 SIZES_PER_OCTAVE = 4  # calls are not split over batches, so a batch may have any size
-MEMORY_PERIOD_S = 5.0
 OFFER_TIMEOUT_S = 60.0  # for a front end to read the description; it starts meanwhile
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class EngineProcess:
         self._control.setblocking(False)
         self._loop.add_reader(self._control, self._receive_link)
         self._server.start()
-        self._start(self._observe_memory())
+        device_memory.start(self._engine.memory, partial(self._metrics.observe_memory, self._engine.device))
         watchdog = self._start(watch(self._server, Lifecycle(), self._limit_s))
         on_ready()
         await asyncio.wait({watchdog, self._start(self._wait_until_stopped())}, return_when=asyncio.FIRST_COMPLETED)
@@ -124,12 +125,6 @@ class EngineProcess:
             self._links.discard(link)
             if self._stopping:
                 self._stop()
-
-    async def _observe_memory(self) -> None:
-        """Off the event loop, since a call of the driver may not return."""
-        while (memory := await asyncio.to_thread(self._engine.memory)) is not None:
-            self._metrics.observe_memory(self._engine.device, *memory)
-            await asyncio.sleep(MEMORY_PERIOD_S)
 
 
 def _describe(classifier: Classifier, max_batch: int) -> Description:
