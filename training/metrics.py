@@ -46,7 +46,7 @@ def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
 
 def predict(engine: Engine, images: Tensor) -> Tensor:
     """Probabilities float32 [N, classes] of an engine for images uint8 [N, S, S, 3], in the service's batches."""
-    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(ENGINE_BATCH))
+    parts = (np.ascontiguousarray(part.cpu().numpy()) for part in images.split(ENGINE_BATCH))
     return torch.cat([torch.from_numpy(engine(part).probabilities) for part in parts])
 
 

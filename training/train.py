@@ -25,8 +25,9 @@ from training.data import Dataset, Split
 from training.distillation import load_teacher
 from training.distributed import DistributedContext, init_distributed
 from training.loader import Loader
+from training.metrics_logger import Epoch
 from training.recipe import DEPRECATED_NAMES, Recipe
-from training.trainer import Epoch, Interrupted, Trainer
+from training.trainer import Interrupted, Trainer
 
 WHITENING_IMAGES = 5000  # for normalisation and whitening: 12 patch directions need no more
 BN_IMAGES = 1000  # for the running means of an unfolded network
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     """Recipe, data, network, teacher, training, export, report, in this order."""
     name = arguments.name or arguments.out.stem
     run_dir: Path = arguments.run_dir or Path("runs") / name
+    own = context.device(device)
     resumed = checkpoint.load(run_dir / "checkpoint.pt") if arguments.resume else None
     recipe = cli.from_flags(arguments, Recipe.model_validate(resumed["recipe"]) if resumed else None)
     for folder in (run_dir, arguments.out.parent):
@@ -47,17 +49,19 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     network = build_network(recipe, train, len(dataset.classes))
     # The card records the versions of other files, since paths mean nothing on another machine.
     initial = load_pretrained(network, Path(recipe.initial_weights), train.images) if recipe.initial_weights else ""
-    teacher = load_teacher(recipe, dataset.classes, train.images)
+    teacher = load_teacher(recipe, dataset.classes, train.images, str(own))
     recorded = recipe.model_copy(update={"initial_weights": initial, "teacher": teacher.name if teacher else ""})
     card = export.build_card(name, dataset, recorded, network)
-    loader = Loader(train, recipe, context.rank, context.world_size, teacher)
-    trainer = Trainer(network, recipe, loader, context.device(device), context)
+    # On a GPU the images stay in its memory and are augmented there.
+    data_device = own if own.type == "cuda" else torch.device("cpu")
+    loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device)
+    trainer = Trainer(network, recipe, loader, own, context, "inductor" if arguments.compile else "")
     if resumed:
         trainer.load_state_dict(resumed)
     trainer.fit(val, run_dir, arguments.checkpoint_interval_s, arguments.tensorboard)
     if context.is_main:  # all processes hold the same weights
         final = trainer.final_network()
-        _, probabilities = export.export(arguments.out, card, dataset.test, val, final, trainer.seconds)
+        _, probabilities = export.export(arguments.out, card, dataset.test, val, final, trainer.seconds, str(own))
         split_name, split = ("validation", val) if arguments.no_test else ("test", dataset.test)
         title = f"{name}, {split_name} images"
         accuracy = _write_report(run_dir, title, trainer.history, probabilities, split, dataset.classes)
@@ -160,6 +164,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no-test", action="store_true", help="do not read the test images, to choose a recipe without them")
     add("--download", action="store_true", help="download CIFAR-10 into --data first")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
+    add("--compile", action="store_true",
+        help="compile the network with torch.compile: minutes at the start, then faster steps")  # fmt: skip
     add("--checkpoint-interval-s", type=float, default=60.0, metavar="FLOAT",
         help="seconds between checkpoints; one takes about 0.1 s [%(default)s]")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events into --run-dir")

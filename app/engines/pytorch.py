@@ -1,7 +1,12 @@
-"""Eager PyTorch: the engine on CUDA and MPS, and on a CPU for architectures that OpenVINO does not support."""
+"""PyTorch: the engine on CUDA and MPS, and on a CPU for architectures that OpenVINO does not support.
 
+On CUDA the prepared batch sizes run as graphs (`app.engines.graphs`), elsewhere the network runs eagerly.
+"""
+
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,27 +14,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.engines import base, cuda
+from app.engines import base, cuda, graphs
 from app.engines.base import Output
 from app.engines.cuda import Driver, Torch
+from app.engines.graphs import LANES, CudaStream, GraphedForward, Stream
 from app.errors import DeviceError, DeviceLostError, WeightsError
 from app.model import networks
 from app.model.calibration import SMOOTHING_FLOOR
 from app.model.weights import Weights
 
+logger = logging.getLogger(__name__)
+
+GRAPH_TOLERANCE = 0.02  # of a probability: libraries choose other kernels for other batch sizes
 BFLOAT16_CAPABILITY = (8, 0)  # Ampere; earlier GPUs emulate it
 
 
 class TorchEngine:
     """Channels last; bfloat16 or float16 where the device computes in it natively.
 
-    Raises WeightsError for a network that cannot be built, DeviceError for an unavailable device or precision.
+    `make_stream` gives the streams that graphs are captured on, by default those of CUDA, and none elsewhere. Raises
+    WeightsError for a network that cannot be built, DeviceError for an unavailable device or precision.
     """
 
     name = "torch"
-    streams = 1
 
-    def __init__(self, weights: Weights, device: str, threads: int, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        device: str,
+        threads: int,
+        precision: str = "auto",
+        make_stream: Callable[[], Stream] | None = None,
+    ) -> None:
         if precision == "int8":
             raise DeviceError("Precision int8 needs the openvino engine.")
         self._device = available_device(device)
@@ -42,6 +58,12 @@ class TorchEngine:
             network = load_network(weights).to(self._device, dtype)
             self._network = network.to(memory_format=torch.channels_last)
         self._calibration = weights.card.temperature, weights.card.label_smoothing_correction
+        self._input_size, self._classes = weights.card.input_size, len(weights.card.classes)
+        if make_stream is None and self._device.type == "cuda":
+            make_stream = partial(CudaStream, self._device)
+        self._make_stream = make_stream
+        self._graphed: GraphedForward | None = None
+        self.streams = LANES if make_stream else 1
 
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         try:
@@ -52,18 +74,42 @@ class TorchEngine:
             raise
         return Output(probabilities, np.zeros(len(images), np.uint8))
 
-    @torch.inference_mode()
     def _probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._graphed is not None and len(images) <= self._graphed.largest:
+            return self._graphed(images)
+        return self._run_eagerly(images)
+
+    @torch.inference_mode()
+    def _run_eagerly(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         batch = torch.from_numpy(images)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        logits = self._network(batch.to(self._device).permute(0, 3, 1, 2)).float()
-        probabilities: NDArray[np.float32] = calibrated_softmax(logits, *self._calibration).cpu().numpy()
+        probabilities: NDArray[np.float32] = self._forward(batch.to(self._device)).cpu().numpy()
         return probabilities
 
+    def _forward(self, images: Tensor) -> Tensor:
+        """uint8 [N, S, S, 3] to float32 [N, classes], on the device."""
+        return calibrated_softmax(self._network(images.permute(0, 3, 1, 2)).float(), *self._calibration)
+
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
+        """Captures a graph for each size, and compares it with the eager network."""
         with start_errors(self._device):
+            if self._make_stream and sizes:
+                self._graphed = self._capture(sizes, image, self._make_stream)
             base.prepare(self, sizes, image)
+
+    def _capture(
+        self, sizes: Sequence[int], image: NDArray[np.uint8], make_stream: Callable[[], Stream]
+    ) -> GraphedForward | None:
+        """None, with a warning, where the graphs' outputs differ from the eager ones by more than rounding."""
+        graphed = graphs.build(self._forward, sizes, self._input_size, self._classes, make_stream)
+        expected = self._run_eagerly(image[None])
+        worst = max(float(np.abs(graphed(image[None].repeat(size, 0)) - expected).max()) for size in sizes)
+        if not worst <= GRAPH_TOLERANCE:  # also for NaN
+            logger.warning("no CUDA graphs are used: their outputs differ by %.3f", worst)
+            return None
+        logger.info("%d CUDA graphs in %d lanes on %s", len(sizes), graphed.lanes, self.device)
+        return graphed
 
     def memory(self) -> tuple[int, int] | None:
         if self._device.type != "cuda":

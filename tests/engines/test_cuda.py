@@ -121,8 +121,8 @@ def test_errors_that_repeat_lose_the_device(error: RuntimeError, lost: bool) -> 
     ("error", "line"),
     [
         (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. See https://pytorch.org"),
-            "cuda:0 has too little memory; a smaller MAX_BATCH needs less: CUDA out of memory. Tried to allocate 2 GiB.",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to get 2 GB. See https://pytorch.org"),
+            "cuda:0 has too little memory; a smaller MAX_BATCH needs less: CUDA out of memory. Tried to get 2 GB.",
         ),
         (
             torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nCompile"),
