@@ -59,13 +59,7 @@ def verify_references(engine: Engine, weights: Weights) -> None:
     if isinstance(engine, RemoteEngine):
         engine.verify()
         return
-    if isinstance(engine, CascadeEngine) and weights.reference_stages is not None:
-        outputs = engine.run_stages(weights.reference_images, early_exit=False)
-        probabilities = np.stack([output.probabilities for output in outputs])
-        expected = weights.reference_stages
-    else:
-        probabilities, expected = engine(weights.reference_images).probabilities, weights.reference_probabilities
-    worst = float(np.abs(probabilities - expected).max())
+    worst = reference_difference(engine, weights)
     tolerance = TOLERANCE[engine.precision]
     where = f"{engine.name} on {engine.device} in {engine.precision}"
     if not worst <= tolerance:  # also for NaN
@@ -74,6 +68,17 @@ def verify_references(engine: Engine, weights: Weights) -> None:
             f"at most {tolerance} is allowed."
         )
     logger.info("%s reproduces the reference probabilities within %.4f", where, worst)
+
+
+def reference_difference(engine: Engine, weights: Weights) -> float:
+    """The largest difference of the engine's output from a reference probability; every stage of a cascade counts."""
+    if isinstance(engine, CascadeEngine) and weights.reference_stages is not None:
+        outputs = engine.run_stages(weights.reference_images, early_exit=False)
+        probabilities = np.stack([output.probabilities for output in outputs])
+        expected = weights.reference_stages
+    else:
+        probabilities, expected = engine(weights.reference_images).probabilities, weights.reference_probabilities
+    return float(np.abs(probabilities - expected).max())
 
 
 def _load(name: str, weights: Weights, device: str, threads: int, precision: str, early_exit: bool) -> Engine:
