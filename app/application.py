@@ -44,7 +44,6 @@ def create_app(
     """
     config = config or settings.load()
     metrics = Metrics()
-    metrics.queue_limit.set(config.max_queue)
     log_stream.stderr().on_drop(metrics.log_lines_dropped.inc)
     app: ASGIApp = create_api(config, lifespan(config, metrics, load_engine, exit_process, link))
     if config.cors_origins:

@@ -5,7 +5,7 @@ import gc
 import logging
 import mimetypes
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.types import Lifespan
 from uvicorn.config import STARTUP_FAILURE
 
-from app import engines
+from app import defaults, engines
 from app.api.auth import ApiKeys
 from app.engines import Engine
 from app.engines.remote import RemoteEngine
@@ -70,6 +70,7 @@ def lifespan(
             logger.warning("no API keys are set: the service is open to all clients")
         observe_batch = _observer(metrics, statistics) if link is None else statistics.observe_batch
         pipeline = build_pipeline(settings, classifier, observe_batch)
+        metrics.queue_limit.set(pipeline.batcher.queue.limit)
         _describe(metrics, classifier)
         with _parser_thread() as executor:
             preprocessing.load_decoders()
@@ -118,14 +119,13 @@ def load_engine(weights: Weights, settings: Settings) -> Engine:
     return engines.load(weights, *options)
 
 
-def build_classifier(settings: Settings, load_engine: LoadEngine, sizes: Sequence[int] = ()) -> Classifier:
-    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError.
-
-    `sizes` are the prepared batch sizes, by default those that the batcher uses.
-    """
+def build_classifier(settings: Settings, load_engine: LoadEngine, sizes_per_octave: int = 2) -> Classifier:
+    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
     file = weights.load(settings.weights)
     try:
-        return Classifier(file, load_engine(file, settings), sizes or batch_sizes(settings.max_batch))
+        engine = load_engine(file, settings)
+        largest = defaults.max_batch(settings.max_batch, engine.device)
+        return Classifier(file, engine, batch_sizes(largest, sizes_per_octave))
     except DeviceError as error:
         raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
 
@@ -137,25 +137,29 @@ def _connect(link: socket, exit_process: Callable[[int], None]) -> Classifier:
     except DeviceLostError:
         exit_process(STARTUP_FAILURE)
         raise
-    return Classifier(engine.weights, engine, ())
+    return Classifier(engine.weights, engine, range(1, engine.max_batch + 1))  # the engine process chooses the sizes
 
 
 def build_pipeline(
     settings: Settings, classifier: Classifier, on_batch: Callable[[int, float], None] = lambda size, seconds: None
 ) -> Pipeline:
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
-    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue)
+    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(_max_queue(settings, classifier))
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
-    remote = isinstance(classifier.engine, RemoteEngine)  # the engine process chooses the sizes
     batcher = Batcher(
         classifier.classify,
-        range(1, settings.max_batch + 1) if remote else batch_sizes(settings.max_batch),
+        classifier.batch_sizes,
         queue,
         classifier.engine.streams,
         on_batch,
         classifier.verify,
     )
     return Pipeline(DecodePool(limits, settings.max_request_pixels), batcher)
+
+
+def _max_queue(settings: Settings, classifier: Classifier) -> int:
+    device, workers = classifier.engine.device, max(1, settings.workers)
+    return defaults.max_queue(settings.max_queue, device, settings.max_files, classifier.measure_rate, workers)
 
 
 def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float], None]:

@@ -93,7 +93,8 @@ async def _outcomes(
     paths: Sequence[str], config: Settings, pipeline: Pipeline
 ) -> AsyncGenerator[tuple[Source, Outcome], None]:
     """In order; while one chunk of files is read, others are decoded and run."""
-    max_files = max(1, min(config.max_batch, config.max_queue // CONCURRENT_CHUNKS))
+    batcher = pipeline.batcher
+    max_files = max(1, min(batcher.max_batch, batcher.queue.limit // CONCURRENT_CHUNKS))
     pending: deque[tuple[list[Source], asyncio.Task[list[Outcome]]]] = deque()
     for chunk in image_files.chunks(image_files.find(paths), max_files, config.max_file_bytes):
         pending.append((chunk, asyncio.create_task(classify_chunk(chunk, pipeline))))

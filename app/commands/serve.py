@@ -13,9 +13,10 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
 import uvicorn
 
-from app import settings
+from app import defaults, settings
 from app.application import create_app
 from app.commands import cli
+from app.engines.hardware import available_cpus
 from app.errors import SettingsError
 from app.http.http_protocol import Protocol
 from app.process.server import Server, listen, load_certificate
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """The exit status: 0 after a graceful shutdown, 2 where the model cannot be served. Raises SettingsError."""
     config, warnings = cli.parse(argv)
+    workers = defaults.workers(config.workers, config.device, available_cpus())
+    config = config.model_copy(update={"workers": workers})
     check_certificate(config.tls_cert, config.tls_key)
     sockets = bind(config)
     raise_descriptor_limit()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from heapq import nlargest
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ class Classifier:
     def __init__(self, weights: Weights, engine: Engine, batch_sizes: Sequence[int]) -> None:
         self.weights = weights
         self.engine = engine
+        self.batch_sizes = batch_sizes
         engine.prepare(batch_sizes, weights.reference_images[0])
 
     @property
@@ -47,6 +49,14 @@ class Classifier:
     def verify(self) -> None:
         """Raises WeightsError if the engine no longer reproduces the reference outputs, or what the engine raises."""
         verify_references(self.engine, self.weights)
+
+    def measure_rate(self) -> float:
+        """Images/s of one pass of the largest batch size."""
+        image = self.weights.reference_images[:1]
+        images = image.repeat(max(self.batch_sizes), 0)
+        start = perf_counter()
+        self.engine(images)
+        return len(images) / (perf_counter() - start)
 
     def card(self) -> dict[str, Any]:
         """What `GET /model` shows: the file's card and how it is served."""

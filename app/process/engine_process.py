@@ -17,7 +17,6 @@ from app.engines.base import Engine
 from app.engines.channel import Description, Layout
 from app.engines.server import EngineServer
 from app.errors import ThirtytwoError
-from app.inference.batcher import batch_sizes
 from app.inference.classifier import Classifier
 from app.lifespan import GIL_SWITCH_INTERVAL_S, LoadEngine, build_classifier
 from app.process.lifecycle import Lifecycle, watch
@@ -42,8 +41,7 @@ def run(settings: Settings, load_engine: LoadEngine, control: socket.socket, on_
         signal.signal(number, lambda *_: os._exit(0))  # until the loop handles it; no front end is served yet
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        sizes = batch_sizes(settings.max_batch, SIZES_PER_OCTAVE)
-        classifier = build_classifier(settings, load_engine, sizes)
+        classifier = build_classifier(settings, load_engine, SIZES_PER_OCTAVE)
     except ThirtytwoError as error:
         logger.error("%s", error)
         exit_process(STARTUP_FAILURE)
@@ -57,11 +55,12 @@ def run(settings: Settings, load_engine: LoadEngine, control: socket.socket, on_
 class EngineProcess:
     def __init__(self, settings: Settings, classifier: Classifier, control: socket.socket) -> None:
         self._engine: Engine = classifier.engine
-        self._description = _describe(classifier, settings.max_batch)
+        max_batch = max(classifier.batch_sizes)
+        self._description = _describe(classifier, max_batch)
         self._limit_s = settings.inference_timeout_s
         self._metrics = Metrics()
         self._server = EngineServer(
-            self._engine, classifier.verify, settings.max_batch, self._engine.streams, self._metrics.observe_batch
+            self._engine, classifier.verify, max_batch, self._engine.streams, self._metrics.observe_batch
         )
         self._control = control
         self._links: set[socket.socket] = set()
