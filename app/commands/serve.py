@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Network, ip_network
@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """The exit status: 0 after a graceful shutdown, 2 where the model cannot be served. Raises SettingsError."""
     config, warnings = cli.parse(argv)
-    workers = defaults.workers(config.workers, config.device, available_cpus())
-    config = config.model_copy(update={"workers": workers})
+    config = config.model_copy(update={"workers": choose_workers(config)})
     check_certificate(config.tls_cert, config.tls_key)
     sockets = bind(config)
     raise_descriptor_limit()
@@ -41,6 +40,19 @@ def run(argv: list[str]) -> int:
     for warning in warnings + settings.warnings(os.environ):
         logger.warning(warning)
     return _serve(server, sockets, config)
+
+
+def choose_workers(config: Settings, temporary_directory: Callable[[], str] = tempfile.gettempdir) -> int:
+    """The setting, or the device's default; one where that needs a temporary directory and there is none."""
+    workers = defaults.workers(config.workers, config.device, available_cpus())
+    if workers == 1 or config.workers:
+        return workers
+    try:
+        temporary_directory()
+    except FileNotFoundError:
+        logger.warning("one HTTP process, since several need a writable temporary directory")
+        return 1
+    return workers
 
 
 def server_config(config: Settings) -> uvicorn.Config:
