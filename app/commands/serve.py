@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """The exit status: 0 after a graceful shutdown, 2 where the model cannot be served. Raises SettingsError."""
     config, warnings = cli.parse(argv)
-    config = config.model_copy(update={"workers": choose_workers(config)})
+    config = config.model_copy(update={"workers": choose_workers(config, available_cpus())})
     check_certificate(config.tls_cert, config.tls_key)
     sockets = bind(config)
     raise_descriptor_limit()
@@ -42,9 +42,9 @@ def run(argv: list[str]) -> int:
     return _serve(server, sockets, config)
 
 
-def choose_workers(config: Settings, temporary_directory: Callable[[], str] = tempfile.gettempdir) -> int:
+def choose_workers(config: Settings, cpus: int, temporary_directory: Callable[[], str] = tempfile.gettempdir) -> int:
     """The setting, or the device's default; one where that needs a temporary directory and there is none."""
-    workers = defaults.workers(config.workers, config.device, available_cpus())
+    workers = defaults.workers(config.workers, config.device, cpus)
     if workers == 1 or config.workers:
         return workers
     try:
