@@ -79,8 +79,9 @@ def front_ends(pid: int) -> list[int]:
 
 
 def named_shared_memory() -> set[str]:
-    """The segments that would outlast their processes."""
-    return {path.name for path in Path("/dev/shm").iterdir()}  # noqa: S108
+    """Segments that would outlast their processes, under the names that this service and multiprocessing use."""
+    prefixes = ("thirtytwo", "psm_", "pymp-", "sem.mp-")
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(prefixes)}  # noqa: S108
 
 
 def _read(pid: int, file: str) -> bytes:
