@@ -11,7 +11,6 @@ import torch
 from app import engines
 from app.engines import Engine, cuda
 from benchmarks.gpu.findings import Options, engine_rate, guarded, load_weights, pictures, report
-from training import data, metrics
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "fastapi", "uvicorn", "openvino")
 SMI_FIELDS = (
@@ -93,6 +92,8 @@ def _engine(options: Options, precision: str) -> Engine:
 def _accuracy(options: Options, engine: Engine) -> dict[str, float]:
     if options.data is None:
         return {}
+    from training import data, metrics  # needs scipy, as the rest does not
+
     test = data.load(options.data, load_weights().card.input_size, ["test"]).test
     return {"accuracy": round(metrics.accuracy(metrics.predict(engine, test.images), test.labels), 4)}
 
