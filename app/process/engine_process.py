@@ -21,7 +21,7 @@ from app.inference.classifier import Classifier
 from app.lifespan import GIL_SWITCH_INTERVAL_S, LoadEngine, build_classifier
 from app.process.lifecycle import Lifecycle, watch
 from app.settings import Settings
-from app.telemetry import device_memory
+from app.telemetry import device_memory, log_stream
 from app.telemetry.log_stream import exit_process
 from app.telemetry.metrics import Metrics
 
@@ -59,6 +59,7 @@ class EngineProcess:
         self._description = _describe(classifier, max_batch)
         self._limit_s = settings.inference_timeout_s
         self._metrics = Metrics()
+        log_stream.stderr().on_drop(self._metrics.log_lines_dropped.inc)
         self._server = EngineServer(
             self._engine, classifier.verify, max_batch, self._engine.streams, self._metrics.observe_batch
         )

@@ -101,7 +101,8 @@ def main() -> None:
     os.environ.setdefault("THIRTYTWO_INFERENCE_TIMEOUT_S", "0.5")
     settings = Settings(weights=weights, max_batch=16)
     sockets, log_config = listen("127.0.0.1", port), logs.config("info", "text")
-    options = {"http": Protocol, "lifespan": "on", "log_config": log_config, "timeout_graceful_shutdown": SHUTDOWN_TIMEOUT_S}
+    options = {"http": Protocol, "lifespan": "on", "log_config": log_config}
+    options |= {"timeout_graceful_shutdown": SHUTDOWN_TIMEOUT_S}
     if workers == 1:
         Server(uvicorn.Config(create_app(settings, load(fault)), **options)).run(sockets)
         return
