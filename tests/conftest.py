@@ -22,6 +22,7 @@ from app.lifespan import LoadEngine, load_engine
 from app.model.calibration import calibrated_softmax
 from app.model.card import ModelCard, Stage
 from app.model.networks import ConvNet, fold_batchnorms
+from app.model.ood import MEANS, WHITENING, OodCalibration
 from app.model.weights import Weights, cascade_state, save
 from app.settings import Settings
 
@@ -44,6 +45,18 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     tiny = untrained("tiny", 8)
     save(path, tiny.card, tiny.state, tiny.reference_images, tiny.reference_probabilities)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ood_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with an out-of-distribution score, which is 1 for every image."""
+    path = tmp_path_factory.mktemp("weights") / "ood.safetensors"
+    tiny = untrained("tiny", 8)
+    calibration = OodCalibration(confidence_weight=0, distance_weight=1, quantiles=[0.0, 1e-6])
+    tensors = {WHITENING: np.eye(16, dtype=np.float16), MEANS: np.zeros((10, 16), np.float16)}
+    card = tiny.card.model_copy(update={"ood": calibration})
+    save(path, card, tiny.state | tensors, tiny.reference_images, tiny.reference_probabilities)
     return path
 
 

@@ -31,6 +31,7 @@ from training import augment, calibration, cli, data, metrics
 from training.data import Split
 from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
 from training.export import reference_images, split_results
+from training.ood import with_ood, without_ood
 
 JPEG_QUALITY = 80
 
@@ -176,7 +177,11 @@ def run(arguments: argparse.Namespace) -> None:
     card = networks[-1].card
     dataset = data.load(arguments.data, card.input_size, ["train"] if arguments.no_test else data.SPLITS)
     val_fraction = card.recipe.get("val_fraction") or card.recipe["holdout"]  # its former name
-    _, val = data.train_val_split(dataset.train, float(val_fraction), card.recipe["seed"])
+    train, val = data.train_val_split(dataset.train, float(val_fraction), card.recipe["seed"])
+    # A cascade calibrates its exits, and its networks return the plain softmax.
+    scored = with_ood(calibration.uncalibrated(networks[0]), train, val)
+    first = networks[0]._replace(card=networks[0].card.model_copy(update={"ood": scored.card.ood}), state=scored.state)
+    networks = [first, *map(without_ood, networks[1:])]
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
     name = arguments.name or arguments.out.stem
     cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs)

@@ -15,7 +15,7 @@ from app.api.inference import caller, classify, off_loop
 from app.api.problems import TYPE
 from app.api.uploads import Upload
 from app.errors import InvalidParameter, RequestError
-from app.inference.classifier import top_classes
+from app.inference.classifier import ood_fields, top_classes
 from app.inference.pipeline import Classification, Deadline, Prediction
 from app.state import State
 
@@ -103,6 +103,7 @@ def _prediction(prediction: Prediction, top_k: int, classes: list[str]) -> dict[
         "label": top[0]["label"],
         "confidence": top[0]["probability"],
         "top": top,
+        **ood_fields(prediction.ood),
         "resized_from": prediction.resized_from,
     }
 

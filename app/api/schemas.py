@@ -28,6 +28,10 @@ class Prediction(BaseModel):
     label: str
     confidence: float = Field(ge=0, le=1, description="probability of the label")
     top: list[Top]
+    ood_score: float | None = Field(
+        None, ge=0, le=1, description="share of validation images that resemble the training images more; may be absent"
+    )
+    ood: bool | None = Field(None, description="whether ood_score is above 0.95; absent without it")
     resized_from: tuple[int, int] | None = Field(description="[width, height] where it was not the model's input size")
 
 

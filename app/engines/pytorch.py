@@ -13,6 +13,7 @@ from app.engines.base import Output
 from app.errors import DeviceError, DeviceLostError, WeightsError
 from app.model import networks
 from app.model.calibration import SMOOTHING_FLOOR
+from app.model.ood import TENSORS, WHITENING
 from app.model.weights import Weights
 
 
@@ -37,22 +38,30 @@ class TorchEngine:
         network = load_network(weights).to(self._device, dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._calibration = weights.card.temperature, weights.card.label_smoothing_correction
+        self._detector = weights.ood_detector()
+        if self._detector:
+            self._whitening = torch.from_numpy(weights.state[WHITENING]).to(self._device, torch.float32)
 
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         try:
-            probabilities = self._probabilities(images)
+            probabilities, ood = self._run(images)
         except torch.AcceleratorError as error:  # after a CUDA error every later call fails, too
             raise DeviceLostError(str(error).splitlines()[0]) from error
-        return Output(probabilities, np.zeros(len(images), np.uint8))
+        return Output(probabilities, np.zeros(len(images), np.uint8), ood)
 
     @torch.inference_mode()
-    def _probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         batch = torch.from_numpy(images)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        logits = self._network(batch.to(self._device).permute(0, 3, 1, 2)).float()
-        probabilities: NDArray[np.float32] = calibrated_softmax(logits, *self._calibration).cpu().numpy()
-        return probabilities
+        pixels = batch.to(self._device).permute(0, 3, 1, 2)
+        if self._detector is None:
+            return calibrated_softmax(self._network(pixels).float(), *self._calibration).cpu().numpy(), None
+        assert isinstance(self._network, networks.ConvNet)  # the only architecture with these scores
+        logits, features = self._network.logits_and_means(pixels)
+        probabilities = calibrated_softmax(logits, *self._calibration).cpu().numpy()
+        whitened = (features @ self._whitening.T).cpu().numpy()
+        return probabilities, self._detector.scores(probabilities, whitened)
 
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
         base.prepare(self, sizes, image)
@@ -80,7 +89,7 @@ def load_network(weights: Weights) -> nn.Module:
         raise WeightsError(f"The architecture {card.architecture!r} is not supported by this version.") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"Invalid arguments of {card.architecture}: {error}") from error
-    state = {name: torch.from_numpy(value) for name, value in weights.dequantized().items()}
+    state = {name: torch.from_numpy(value) for name, value in weights.dequantized().items() if name not in TENSORS}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from heapq import nlargest
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.engines import Engine, verify_references
+from app.model.ood import is_ood
 from app.model.preprocessing import DecodedImage
 from app.model.weights import Weights
 
@@ -15,10 +17,14 @@ Probabilities = NDArray[np.float32]
 
 
 class Scores(NamedTuple):
-    """Probabilities float32 [classes] of one image, and the stage of the cascade after which it left."""
+    """Probabilities float32 [classes] of one image, and the stage of the cascade after which it left.
+
+    `ood` is the out-of-distribution score from 0 to 1; None for a file without it.
+    """
 
     probabilities: Probabilities
     stage: int
+    ood: float | None = None
 
 
 class Classifier:
@@ -39,10 +45,11 @@ class Classifier:
 
     def classify(self, images: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
         """The scores of each image; raises ArithmeticError if any is not finite. `exclusive` goes to the engine."""
-        probabilities, stages = self.engine(np.stack([image.pixels for image in images]), exclusive)
+        probabilities, stages, ood = self.engine(np.stack([image.pixels for image in images]), exclusive)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the network returned non-finite probabilities")
-        return [Scores(row, stage) for row, stage in zip(probabilities, stages.tolist(), strict=True)]
+        scores = repeat(None, len(images)) if ood is None else ood.tolist()
+        return [Scores(*each) for each in zip(probabilities, stages.tolist(), scores, strict=True)]
 
     def verify(self) -> None:
         """Raises WeightsError if the engine no longer reproduces the reference outputs, or what the engine raises."""
@@ -58,6 +65,11 @@ class Classifier:
             "device": self.engine.device,
             "precision": self.engine.precision,
         }
+
+
+def ood_fields(score: float | None) -> dict[str, Any]:
+    """The contract's `ood_score` and `ood`; empty for a file without scores."""
+    return {} if score is None else {"ood_score": round(score, 4), "ood": is_ood(score)}
 
 
 def top_classes(probabilities: Probabilities, count: int, classes: list[str]) -> list[dict[str, Any]]:

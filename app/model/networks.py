@@ -120,8 +120,20 @@ class ConvNet(nn.Module):
         self.whiten.weight.copy_(torch.cat((filters, -filters)))
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = self.normalize(images.to(self.whiten.weight.dtype))
-        x: Tensor = self.groups(F.gelu(self.whiten(pixels)))
+        return self._logits(self.groups(self._patches(images)))
+
+    def logits_and_means(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 [N, classes], and the spatial means after each group but the last, concatenated: [N, D]."""
+        x, means = self.groups[0](self._patches(images)), []
+        for group in self.groups[1:]:
+            means.append(x.float().mean((2, 3)))
+            x = group(x)
+        return self._logits(x), torch.cat(means, 1)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        return F.gelu(self.whiten(self.normalize(images.to(self.whiten.weight.dtype))))
+
+    def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(x.amax((2, 3)))
         return logits.float() / x.shape[1]  # head weights have unit variance; this keeps logits small
 

@@ -17,6 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from app.model.ood import is_ood
+
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by the library at import
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,7 +27,7 @@ SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-Scored = tuple[NDArray[np.float32], int, object]  # probabilities [classes], exit stage, and more
+Scored = tuple[NDArray[np.float32], int, float | None, object]  # probabilities [classes], exit stage, OOD score, more
 
 
 class Timings(NamedTuple):
@@ -93,6 +95,11 @@ class Metrics:
             ["stage"],
             registry=self.registry,
         )
+        self.ood = Counter(
+            "thirtytwo_ood",
+            "Images whose out-of-distribution score is above 0.95; 5 % of validation images are.",
+            registry=self.registry,
+        )
         self.expected_exit_share = Gauge(
             "thirtytwo_expected_exit_share",
             "Share of validation images that left the cascade after this stage; absent for a single network.",
@@ -153,12 +160,14 @@ class Metrics:
 
     def observe_predictions(self, predictions: Sequence[Scored]) -> None:
         """Counts predicted classes, confidences and exit stages."""
-        for probabilities, stage, *_ in predictions:
+        for probabilities, stage, ood, _ in predictions:
             top = int(probabilities.argmax())
             count, confidence = self._of_class[top]
             count.inc()
             confidence.inc(float(probabilities[top]))
             self._of_stage[stage].inc()
+            if is_ood(ood):
+                self.ood.inc()
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)
