@@ -73,8 +73,8 @@ class Csv(Output):
         if isinstance(outcome, RequestError):
             values, error = [""] * (2 * self.top_k + 1), str(outcome)
         else:
-            values, error = [value for entry in self.top(outcome) for value in entry.values()], ""
-            values.append("" if outcome.ood is None else round(outcome.ood, 4))
+            values, error = [str(value) for entry in self.top(outcome) for value in entry.values()], ""
+            values.append("" if outcome.ood is None else f"{outcome.ood:.4f}")
         self._writer.writerow([readable(name), *values, error])
 
 

@@ -99,7 +99,7 @@ def test_out_of_distribution_is_shown_in_every_format(ood_weights: Path, capsys:
 
     assert printed().endswith(", out of distribution\n")
     assert json.loads(printed("--json"))["ood"] is True
-    assert next(csv.DictReader(io.StringIO(printed("--csv"))))["ood_score"] == "1.0"
+    assert next(csv.DictReader(io.StringIO(printed("--csv"))))["ood_score"] == "1.0000"
 
 
 def test_folders_are_searched_in_sorted_order(
