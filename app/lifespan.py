@@ -25,7 +25,9 @@ from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
+from app.inference.repository import Repository
 from app.model import preprocessing, weights
+from app.model.file_watch import FileWatch
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
 from app.process.lifecycle import Lifecycle, Phase, watch
@@ -54,25 +56,32 @@ def lifespan(
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle, statistics = Lifecycle(), Statistics()
+        file_watch = FileWatch(settings.weights)
         classifier = build_classifier(settings, load_engine)
+        pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
+        _describe(metrics, classifier)
+        _name(metrics, classifier)
+        del classifier  # another one may replace it
+        repository = build_repository(settings, load_engine, pipeline, metrics)
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
         lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
         if keys.disabled:
             logger.warning("no API keys are set: the service is open to all clients")
-        pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
-        _describe(metrics, classifier)
+        lifecycle.on_reload.append(repository.load)
         with _parser_thread() as executor:
             preprocessing.load_decoders()
             await _preload_static_files()
             pipeline.start()
-            reloads = asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))
-            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s))
+            tasks = [asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))]
+            if settings.weights_poll_s:
+                tasks.append(asyncio.create_task(repository.load_on_change(file_watch, settings.weights_poll_s)))
+            tasks.append(asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s)))
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
-            yield {"service": State(settings, lifecycle, metrics, keys, statistics, classifier, pipeline, executor)}
-            watchdog.cancel()
-            reloads.cancel()
+            yield {"service": State(settings, lifecycle, metrics, keys, statistics, pipeline, repository, executor)}
+            for task in tasks:
+                task.cancel()
             if lifecycle.phase is Phase.FAILED:
                 exit_process(1)
             lifecycle.phase = Phase.STOPPING
@@ -106,7 +115,11 @@ def load_engine(weights: Weights, settings: Settings) -> Engine:
 
 def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
     """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
-    file = weights.load(settings.weights)
+    return classifier_of(weights.load(settings.weights), settings, load_engine)
+
+
+def classifier_of(file: Weights, settings: Settings, load_engine: LoadEngine) -> Classifier:
+    """The file on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
     try:
         engine = load_engine(file, settings)
     except DeviceError as error:
@@ -120,15 +133,25 @@ def build_pipeline(
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
     queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue)
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
-    batcher = Batcher(
-        classifier.classify,
-        batch_sizes(settings.max_batch),
-        queue,
-        classifier.engine.streams,
-        on_batch,
-        classifier.verify,
+    batcher = Batcher(batch_sizes(settings.max_batch), queue, classifier.engine.streams, on_batch)
+    return Pipeline(classifier, DecodePool(limits, settings.max_request_pixels), batcher)
+
+
+def build_repository(settings: Settings, load_engine: LoadEngine, pipeline: Pipeline, metrics: Metrics) -> Repository:
+    """Loads the settings' weights path again, on the same engine."""
+
+    def build(file: Weights) -> Classifier:
+        classifier = classifier_of(file, settings, load_engine)
+        _describe(metrics, classifier)
+        return classifier
+
+    return Repository(
+        pipeline,
+        partial(weights.load, settings.weights),
+        build,
+        partial(_name, metrics),
+        lambda outcome: metrics.loads.labels(outcome).inc(),
     )
-    return Pipeline(DecodePool(limits, settings.max_request_pixels), batcher)
 
 
 def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float], None]:
@@ -140,7 +163,10 @@ def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float]
 
 
 def _describe(metrics: Metrics, classifier: Classifier) -> None:
+    metrics.describe_model(classifier.classes, max(1, len(classifier.weights.card.stages)))
+
+
+def _name(metrics: Metrics, classifier: Classifier) -> None:
     weights, engine = classifier.weights, classifier.engine
-    metrics.describe_model(classifier.classes, max(1, len(weights.card.stages)), weights.card.exit_shares())
-    labels = weights.card.name, weights.version, engine.name, engine.device, engine.precision
-    metrics.model_info.labels(*labels).set(1)
+    names = weights.card.name, weights.version, engine.name, engine.device, engine.precision
+    metrics.name_model(*names, exit_shares=weights.card.exit_shares())

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     tls_key: FilePath | None = Field(None, description="PEM file with the private key")
 
     weights: Path = Field(BUNDLED, description="weights file; default: the bundled CIFAR-10 model")
+    weights_poll_s: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="seconds between checks for a new weights file; 0: only on request"
+    )
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto prefers CUDA")
     engine: Annotated[Literal["auto", "openvino", "torch"], Lower] = Field(
         "auto", description="inference engine; auto is openvino on a CPU, torch elsewhere"

@@ -7,6 +7,7 @@ from typing import TypeVar
 from starlette.types import Receive, Scope
 
 from app.errors import ClientDisconnected
+from app.inference.classifier import Classifier
 from app.inference.decoding import File
 from app.inference.pipeline import Classification, Deadline, Prediction
 from app.state import State
@@ -21,18 +22,21 @@ async def classify(
     scope: Scope,
     receive: Receive,
     service: State,
+    classifier: Classifier,
     files: Sequence[File],
     deadline: Deadline,
     *,
     errors_per_file: bool = True,
 ) -> Classification:
     """Raises what `Pipeline.classify` raises, and ClientDisconnected. Records timings and predictions."""
-    running = service.pipeline.classify(files, deadline, caller(scope), errors_per_file=errors_per_file)
+    running = service.pipeline.classify(
+        files, deadline, caller(scope), classifier=classifier, errors_per_file=errors_per_file
+    )
     classification = await run_until_disconnect(receive, running)
     outcomes, start, *seconds = classification
     timings = scope["state"]["timings"] = Timings(start, *seconds)
     service.metrics.observe_timings(timings)
-    service.metrics.observe_predictions([each for each in outcomes if isinstance(each, Prediction)])
+    service.metrics.observe_predictions(classifier.classes, [each for each in outcomes if isinstance(each, Prediction)])
     return classification
 
 

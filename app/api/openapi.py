@@ -55,6 +55,10 @@ INFER: dict[str, Any] = {
     },
     "security": KEYS,
 }
+LOAD: dict[str, Any] = {
+    "requestBody": {"required": False, "content": {"application/json": {"schema": {"type": "object"}}}},
+    "security": KEYS[:2],
+}
 INFERENCE_ERROR: dict[str, Any] = {
     "description": "Any other status: the reason.",
     "content": {

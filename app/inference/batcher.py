@@ -3,7 +3,7 @@
 There is no batching window. An idle worker runs what waits at the end of the event loop's turn, so that requests which
 arrive together share a batch; what arrives during a forward pass forms the next batch. A further worker runs beside a
 busy one only when a full batch waits. A request's items may be spread over several batches and share them with other
-requests.
+requests. While one model replaces another, a batch may have requests of both; each model runs its own.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from app.errors import DeviceLostError, NotReady
-from app.inference.queue import Batch, BatchResult, BatchSlice, PendingRequest, RequestQueue, Reservation
+from app.inference.queue import Batch, BatchResult, BatchSlice, Model, PendingRequest, RequestQueue, Reservation
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,29 +43,25 @@ SliceResult = tuple[BatchSlice[Item, Result], Sequence[Result] | Exception]
 
 
 class Batcher(Generic[Item, Result]):
-    """`streams` worker threads that call `run` with as many waiting items as the largest of `sizes` that they fill.
+    """`streams` worker threads that call a model with as many waiting items as the largest of `sizes` that they fill.
 
-    `run(items, exclusive)` gives one result per item; `exclusive` means that no other worker runs at that moment. When
-    it raises, the batch is bisected until the failing items are isolated. When all items of a batch fail, `probe` runs.
-    If that raises, too, or `run` raises DeviceLostError, the batcher fails: all requests get NotReady and `failure` is
-    the cause. `on_batch(size, seconds)` is called after each batch, never concurrently.
+    A call is exclusive if no other worker runs at that moment. When it raises, the batch is bisected until the failing
+    items are isolated. When all items of a batch fail, `Model.verify` runs. If that raises, too, or a call raises
+    DeviceLostError, the batcher fails: all requests get NotReady and `failure` is the cause. `on_batch(size, seconds)`
+    is called after each batch, never concurrently.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item], bool], Sequence[Result]],
         sizes: Sequence[int],
         queue: RequestQueue[Item, Result],
         streams: int = 1,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
-        probe: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue = queue
         self.failure: Exception | None = None
-        self._run = run
         self._sizes = sorted(sizes)
         self._on_batch = on_batch
-        self._probe = probe
         self._running: dict[int, RunningBatch[Item, Result]] = {}  # by worker
         self._wakes: set[asyncio.AbstractEventLoop] = set()  # event loops that will wake a worker in this turn
         self._threads = [
@@ -87,13 +83,15 @@ class Batcher(Generic[Item, Result]):
         with self.queue.changed:
             return min((running.start for running in self._running.values()), default=None)
 
-    async def submit(self, items: Sequence[Item], reservation: Reservation) -> BatchResult[Result]:
+    async def submit(
+        self, model: Model[Item, Result], items: Sequence[Item], reservation: Reservation
+    ) -> BatchResult[Result]:
         """Queues the items in reserved places and waits for all results. A cancelled request leaves the queue.
 
-        Raises NotReady after `close`, or what `run` raised for one of the items.
+        Raises NotReady after `close`, or what the model raised for one of the items.
         """
         loop = asyncio.get_running_loop()
-        request: PendingRequest[Item, Result] = PendingRequest(items, reservation.caller, loop)
+        request = PendingRequest(model, items, reservation.caller, loop)
         self.queue.put(request, reservation)
         if loop not in self._wakes:
             self._wakes.add(loop)
@@ -129,17 +127,23 @@ class Batcher(Generic[Item, Result]):
         _deliver(requests)
 
     def _work(self, worker: int) -> None:
-        while running := self._next_batch(worker):
-            try:
-                results = self._run_with_bisection(running.batch, running.exclusive)
-                if all(isinstance(result, Exception) for _, result in results):
-                    self._probe()
-            except Exception as error:
-                logger.critical("the device is lost: %s", error)
-                self.failure = error
-                self.abort()
-                return
-            self._complete(worker, results)
+        while self._run_next(worker):
+            pass
+
+    def _run_next(self, worker: int) -> bool:
+        """Runs one batch; False once no more will run. An idle worker keeps no reference to a batch or its model."""
+        running = self._next_batch(worker)
+        if running is None:
+            return False
+        try:
+            results = self._run_by_model(running.batch, running.exclusive)
+        except Exception as error:
+            logger.critical("the device is lost: %s", error)
+            self.failure = error
+            self.abort()
+            return False
+        self._complete(worker, results)
+        return True
 
     def _next_batch(self, worker: int) -> RunningBatch[Item, Result] | None:
         """As many waiting items as the largest size that they fill; None once closed and drained."""
@@ -149,8 +153,7 @@ class Batcher(Generic[Item, Result]):
                 queue.changed.wait()
             if not queue.waiting:
                 return None
-            size = self._sizes[max(0, bisect_right(self._sizes, queue.waiting) - 1)]
-            running = RunningBatch(queue.take(size), not self._running, time.monotonic())
+            running = RunningBatch(queue.take(self._largest_size(queue.waiting)), not self._running, time.monotonic())
             self._running[worker] = running
             self._wake()
         return running
@@ -168,22 +171,48 @@ class Batcher(Generic[Item, Result]):
         if self._has_work():  # waking a worker without work delays the event loop
             self.queue.changed.notify()
 
-    def _run_with_bisection(self, batch: Batch[Item, Result], exclusive: bool) -> list[SliceResult[Item, Result]]:
+    def _largest_size(self, count: int) -> int:
+        """The largest of the sizes that `count` items fill."""
+        return self._sizes[max(0, bisect_right(self._sizes, count) - 1)]
+
+    def _run_by_model(self, batch: Batch[Item, Result], exclusive: bool) -> list[SliceResult[Item, Result]]:
+        """The results of all slices, one model after the other; raises what ends the batcher."""
+        results: list[SliceResult[Item, Result]] = []
+        for model in {part.request.model: None for part in batch}:
+            own = [part for part in batch if part.request.model is model]
+            own_results = self._run_with_bisection(model, own, exclusive)
+            if all(isinstance(result, Exception) for _, result in own_results):
+                model.verify()
+            results += own_results
+        return results
+
+    def _run_with_bisection(
+        self, model: Model[Item, Result], batch: Batch[Item, Result], exclusive: bool
+    ) -> list[SliceResult[Item, Result]]:
         """Each slice's results, or the error of an item that fails on its own. Raises DeviceLostError."""
         items = [item for part in batch for item in part.items]
         try:
-            results = self._run(items, exclusive)
-            if len(results) != len(items):
-                raise RuntimeError(f"{len(results)} results for {len(items)} items")
+            row = iter(self._run(model, items, exclusive))
         except DeviceLostError:
             raise
         except Exception as error:
             if len(items) == 1:
                 logger.exception("inference failed for one item")
                 return [(batch[0], error)]
-            return [result for half in _bisect(batch) for result in self._run_with_bisection(half, exclusive)]
-        row = iter(results)
+            return [result for half in _bisect(batch) for result in self._run_with_bisection(model, half, exclusive)]
         return [(part, list(islice(row, len(part.indices)))) for part in batch]
+
+    def _run(self, model: Model[Item, Result], items: Sequence[Item], exclusive: bool) -> list[Result]:
+        """One result per item, in calls of the sizes: the whole batch in one, a part of it perhaps in several."""
+        results: list[Result] = []
+        while len(results) < len(items):
+            size = self._largest_size(len(items) - len(results))
+            part = items[len(results) : len(results) + size]
+            part_results = model(part, exclusive)
+            if len(part_results) != len(part):
+                raise RuntimeError(f"{len(part_results)} results for {len(part)} items")
+            results += part_results
+        return results
 
     def _complete(self, worker: int, results: list[SliceResult[Item, Result]]) -> None:
         """Delivers finished requests and updates the measured rate."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from app.errors import DeadlineExceeded, RequestError
 from app.inference.batcher import Batcher
-from app.inference.classifier import Probabilities, Scores
+from app.inference.classifier import Classifier, Probabilities, Scores
 from app.inference.decoding import Decoded, DecodePool, File
 from app.inference.queue import Reservation
 from app.model.preprocessing import DecodedImage
@@ -55,9 +55,14 @@ class RejectedFile(Exception):
 
 
 class Pipeline:
-    """What `POST /predict`, the Open Inference Protocol and `python -m app classify` share."""
+    """What `POST /predict`, the Open Inference Protocol and `python -m app classify` share.
 
-    def __init__(self, decoder: DecodePool, batcher: Batcher[DecodedImage, Scores]) -> None:
+    `classifier` is the model that serves. A new one may be assigned at any time on the event loop; a request keeps the
+    one that it started with, for decoding to its input size and for every batch.
+    """
+
+    def __init__(self, classifier: Classifier, decoder: DecodePool, batcher: Batcher[DecodedImage, Scores]) -> None:
+        self.classifier = classifier
         self.batcher = batcher
         self._decoder = decoder
         self._queue = batcher.queue
@@ -76,30 +81,43 @@ class Pipeline:
         self._queue.check(count, caller)
 
     async def classify(
-        self, files: Sequence[File], deadline: Deadline, caller: str = "", *, errors_per_file: bool = True
+        self,
+        files: Sequence[File],
+        deadline: Deadline,
+        caller: str = "",
+        *,
+        classifier: Classifier | None = None,
+        errors_per_file: bool = True,
     ) -> Classification:
         """Files to predictions; decoded images and known errors pass through. A cancelled call leaves no work behind.
 
-        Raises QueueFull, NotReady, TooLarge (pixels of the request), DeadlineExceeded; RejectedFile for the first bad
-        file unless `errors_per_file`; what the engine raised for one of the images.
+        Without a `classifier`, the one that serves. Raises QueueFull, NotReady, TooLarge (pixels of the request),
+        DeadlineExceeded; RejectedFile for the first bad file unless `errors_per_file`; what the engine raised for one
+        of the images.
         """
         start = perf_counter()
+        classifier = classifier or self.classifier
         with self._queue.reserve(len(files), caller) as reservation:
+            classifier.users += 1
             try:
                 async with asyncio.timeout(deadline.at - monotonic()):
-                    decoded = await self._decoder.decode(files, deadline.at)
+                    decoded = await self._decoder.decode(files, deadline.at, classifier.input_size)
                     if not errors_per_file:
                         _require_all(decoded)
-                    return await self._run(decoded, reservation, start)
+                    return await self._run(classifier, decoded, reservation, start)
             except TimeoutError as error:
                 raise DeadlineExceeded(f"No answer within {deadline.timeout_s:g} s.") from error
+            finally:
+                classifier.users -= 1
 
-    async def _run(self, decoded: Sequence[Decoded], reservation: Reservation, start: float) -> Classification:
+    async def _run(
+        self, classifier: Classifier, decoded: Sequence[Decoded], reservation: Reservation, start: float
+    ) -> Classification:
         decode_s = perf_counter() - start
         images = [image for image in decoded if isinstance(image, DecodedImage)]
         if not images:
             return Classification([image for image in decoded if isinstance(image, RequestError)], start, decode_s)
-        result = await self.batcher.submit(images, reservation)
+        result = await self.batcher.submit(classifier, images, reservation)
         rows = iter(result.results)
         outcomes: list[Prediction | RequestError] = [
             image if isinstance(image, RequestError) else Prediction(*next(rows), image.resized_from)

@@ -11,15 +11,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from app.errors import NotReady, QueueFull
 from app.inference.pending import Pending
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+ItemOfModel = TypeVar("ItemOfModel", contravariant=True)
+ResultOfModel = TypeVar("ResultOfModel", covariant=True)
 
 RATE_SMOOTHING = 0.2  # weight of the newest batch in the moving average of images/s
+
+
+class Model(Protocol[ItemOfModel, ResultOfModel]):
+    """What runs a request's items. Another one may serve later requests while this one finishes its own."""
+
+    def __call__(self, items: Sequence[ItemOfModel], exclusive: bool) -> Sequence[ResultOfModel]:
+        """One result per item; an exclusive call runs beside no other exclusive call."""
+        ...
+
+    def verify(self) -> None:
+        """Raises an exception if every later call will fail."""
+        ...
 
 
 class BatchResult(NamedTuple, Generic[Result]):
@@ -31,10 +45,17 @@ class BatchResult(NamedTuple, Generic[Result]):
 
 
 class PendingRequest(Pending[BatchResult[Result]], Generic[Item, Result]):
-    """The items of one request that wait or run."""
+    """The items of one request that wait or run, on one model."""
 
-    def __init__(self, items: Sequence[Item], caller: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        model: Model[Item, Result],
+        items: Sequence[Item],
+        caller: str,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         super().__init__(loop)
+        self.model = model
         self.items = items
         self.caller = caller
         self.dispatched = 0  # items that have left the queue

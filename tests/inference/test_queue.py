@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,19 @@ from app.inference.queue import PendingRequest, RequestQueue, Reservation
 LIMIT, CALLER_LIMIT = 12, 8
 
 
+class Model:
+    """The queue does not call it."""
+
+    def __call__(self, items: Sequence[int], exclusive: bool) -> list[int]:
+        raise NotImplementedError
+
+    def verify(self) -> None:
+        raise NotImplementedError
+
+
+MODEL = Model()
+
+
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
@@ -24,7 +37,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 def fill(queue: RequestQueue[int, int], caller: str, items: list[int], loop: asyncio.AbstractEventLoop) -> None:
     with queue.reserve(len(items), caller) as reservation:
-        queue.put(PendingRequest(items, caller, loop), reservation)
+        queue.put(PendingRequest(MODEL, items, caller, loop), reservation)
 
 
 def take(queue: RequestQueue[int, int], count: int) -> list[int]:
@@ -71,7 +84,9 @@ class QueueMachine(RuleBasedStateMachine):
         count = data.draw(st.integers(0, reservation.count))
         with reservation:
             if count:
-                request: PendingRequest[int, int] = PendingRequest(list(range(count)), reservation.caller, self.loop)
+                request: PendingRequest[int, int] = PendingRequest(
+                    MODEL, list(range(count)), reservation.caller, self.loop
+                )
                 self.queue.put(request, reservation)
                 self.requests.append(request)
 
@@ -113,7 +128,7 @@ def test_callers_share_a_batch_equally(sizes: dict[str, int]) -> None:
     queue: RequestQueue[str, int] = RequestQueue(1000)
     for caller, size in sizes.items():
         with queue.reserve(size, caller) as reservation:
-            queue.put(PendingRequest([caller] * size, caller, loop), reservation)
+            queue.put(PendingRequest(MODEL, [caller] * size, caller, loop), reservation)
     with queue.changed:
         shares = Counter(item for part in queue.take(16) for item in part.items)
     unsatisfied = [caller for caller, size in sizes.items() if shares[caller] < size]
@@ -150,7 +165,7 @@ def test_closed_queue_refuses(loop: asyncio.AbstractEventLoop) -> None:
     reservation = queue.reserve(2)
     queue.closed = True
     with pytest.raises(NotReady), reservation:
-        queue.put(PendingRequest([1, 2], "", loop), reservation)
+        queue.put(PendingRequest(MODEL, [1, 2], "", loop), reservation)
     with pytest.raises(NotReady):
         queue.reserve(1)
     assert queue.size == 0
