@@ -41,6 +41,7 @@ LoadEngine = Callable[[Weights, Settings], Engine]
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 0.3  # for the batches and files in progress; the drain before it has answered what was accepted in time
+SMALL_CALLERS = 8  # the last eighth of the queue is for them
 KEYS_RELOAD_S = 0.4  # two reads that agree take less than a second
 GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch waits that long for a busy event loop
 
@@ -131,10 +132,20 @@ def build_pipeline(
     settings: Settings, classifier: Classifier, on_batch: Callable[[int, float], None] = lambda size, seconds: None
 ) -> Pipeline:
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
-    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue)
+    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue, *queue_shares(settings))
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
     batcher = Batcher(batch_sizes(settings.max_batch), queue, classifier.engine.streams, on_batch)
     return Pipeline(classifier, DecodePool(limits, settings.max_request_pixels), batcher)
+
+
+def queue_shares(settings: Settings) -> tuple[int, int]:
+    """Images that one caller may hold in the queue, and the places left for callers that hold no more than so many.
+
+    A request of MAX_FILES must fit into both.
+    """
+    caller_limit = max(settings.max_files, int(settings.max_queue * settings.max_queue_share))
+    small_limit = 0 if caller_limit >= settings.max_queue else settings.max_queue // SMALL_CALLERS
+    return caller_limit, min(small_limit, settings.max_queue - settings.max_files)
 
 
 def build_repository(settings: Settings, load_engine: LoadEngine, pipeline: Pipeline, metrics: Metrics) -> Repository:

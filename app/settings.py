@@ -85,6 +85,13 @@ class Settings(BaseSettings):
 
     request_timeout_s: Seconds = Field(10.0, description="deadline of a request in seconds, then 504")
     max_queue: Count = Field(512, description="images waiting before further requests get 429")
+    max_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of MAX_QUEUE that one caller may hold, but at least MAX_FILES; "
+        "a caller is an API key, else an address; 1: no limit per caller",
+    )
     max_files: Count = Field(256, description="files per request")
     max_file_bytes: Count = Field(10_000_000, description="bytes per file")
     max_body_bytes: Count = Field(32_000_000, description="bytes per request body")

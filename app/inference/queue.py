@@ -106,11 +106,13 @@ class Reservation:
 class RequestQueue(Generic[Item, Result]):
     """At most `limit` images are reserved or wait; one caller holds at most `caller_limit` of them.
 
+    The last `small_limit` places are for callers that hold no more than so many: large callers leave room for others.
     `changed` guards all state and is notified when a worker may have work.
     """
 
-    def __init__(self, limit: int, caller_limit: int | None = None) -> None:
+    def __init__(self, limit: int, caller_limit: int | None = None, small_limit: int = 0) -> None:
         self.limit = limit
+        self.small_limit = small_limit
         self.caller_limit = limit if caller_limit is None else caller_limit
         self.changed = threading.Condition()
         self.closed = False
@@ -143,12 +145,13 @@ class RequestQueue(Generic[Item, Result]):
         """Raises what `reserve` raises, without a reservation."""
         if self.closed:
             raise NotReady("The service is shutting down.", retry_after_s=1)
-        if self.size + count > self.limit:
-            raise QueueFull(f"{self.size} images are waiting; the limit is {self.limit}.", self.estimated_wait_s())
-        held = self._held.get(caller, 0)
-        if held + count > self.caller_limit:
-            detail = f"This caller has {held} images waiting; the limit for one caller is {self.caller_limit}."
+        held = self._held.get(caller, 0) + count
+        if self.caller_limit < min(held, self.limit):
+            detail = f"This caller has {held - count} images waiting; the limit for one caller is {self.caller_limit}."
             raise QueueFull(detail, self.estimated_wait_s())
+        limit = self.limit if held <= self.small_limit else self.limit - self.small_limit
+        if self.size + count > limit:
+            raise QueueFull(f"{self.size} images are waiting; the limit is {limit}.", self.estimated_wait_s())
 
     def put(self, request: PendingRequest[Item, Result], reservation: Reservation) -> None:
         """Appends the request to its caller's turn; its items use up the reservation. Raises NotReady after `close`."""

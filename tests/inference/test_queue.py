@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from app.errors import NotReady, QueueFull
 from app.inference.queue import PendingRequest, RequestQueue, Reservation
 
-LIMIT, CALLER_LIMIT = 12, 8
+LIMIT, CALLER_LIMIT, SMALL_LIMIT = 12, 8, 2
 
 
 class Model:
@@ -51,7 +51,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.queue: RequestQueue[int, int] = RequestQueue(LIMIT, CALLER_LIMIT)
+        self.queue: RequestQueue[int, int] = RequestQueue(LIMIT, CALLER_LIMIT, SMALL_LIMIT)
         self.reservations: list[Reservation] = []
         self.requests: list[PendingRequest[int, int]] = []
 
@@ -68,7 +68,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), caller=st.sampled_from("abc"))
     def reserve(self, count: int, caller: str) -> None:
-        fits = self.size + count <= LIMIT and self.held(caller) + count <= CALLER_LIMIT
+        held = self.held(caller) + count
+        limit = LIMIT if held <= SMALL_LIMIT else LIMIT - SMALL_LIMIT
+        fits = self.size + count <= limit and held <= CALLER_LIMIT
         if fits:
             self.reservations.append(self.queue.reserve(count, caller))
             return
@@ -158,6 +160,43 @@ def test_only_the_caller_over_its_share_is_refused(loop: asyncio.AbstractEventLo
     with pytest.raises(QueueFull, match="one caller is 6"):
         queue.check(1, "a")
     queue.check(4, "b")
+
+
+def test_large_callers_leave_room_for_small_ones(loop: asyncio.AbstractEventLoop) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(16, caller_limit=8, small_limit=2)
+    fill(queue, "a", [0] * 8, loop)
+    fill(queue, "b", [0] * 6, loop)
+    with pytest.raises(QueueFull, match="the limit is 14"):
+        queue.check(1, "b")
+    with pytest.raises(QueueFull, match="the limit is 14"):
+        queue.check(3, "c")
+    fill(queue, "c", [0], loop)
+    fill(queue, "d", [0], loop)
+    with pytest.raises(QueueFull, match="the limit is 16"):
+        queue.check(1, "e")
+
+
+@given(
+    callers=st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=4), min_size=1, max_size=6),
+    batch=st.integers(1, 8),
+)
+def test_nobody_starves_and_order_is_kept(callers: list[list[int]], batch: int) -> None:
+    """While batches are taken, callers that keep the queue full delay a single image by one round of turns."""
+    loop = asyncio.new_event_loop()
+    queue: RequestQueue[tuple[int, int, int], int] = RequestQueue(10_000)
+    for caller, sizes in enumerate(callers):
+        for request, size in enumerate(sizes):
+            fill(queue, str(caller), [(caller, request, index) for index in range(size)], loop)
+    fill(queue, "lone", [(-1, 0, 0)], loop)
+    served: list[tuple[int, int, int]] = []
+    while queue.waiting:
+        served += take(queue, batch)
+    assert served.index((-1, 0, 0)) < len(callers) + batch
+    for caller, sizes in enumerate(callers):
+        for request, size in enumerate(sizes):
+            own = [index for owner, number, index in served if (owner, number) == (caller, request)]
+            assert own == list(range(size))
+    loop.close()
 
 
 def test_closed_queue_refuses(loop: asyncio.AbstractEventLoop) -> None:
