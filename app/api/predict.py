@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api import openapi, schemas, uploads
-from app.api.inference import caller, classify, off_loop
+from app.api.inference import caller_of, classify, off_loop
 from app.api.problems import TYPE
 from app.api.uploads import Upload
 from app.errors import InvalidParameter, RequestError
@@ -51,15 +51,15 @@ async def predict(request: Request) -> Response:
     """
     scope, service = request.scope, request.state.service
     headers = dict(scope["headers"])
-    service.keys.check(headers)
+    caller = caller_of(scope, service.keys.check(headers))
     with service.lifecycle.admit():
-        service.pipeline.check_capacity(1, caller(scope))
+        service.pipeline.check_capacity(1, caller.name)
         form = await uploads.read(request.receive, headers, service.settings, service.executor)
         deadline = Deadline.after(service.settings.request_timeout_s)
         classifier = service.classifier  # may be another one for the next request
         top_k = _top_k(scope["query_string"], form.fields, len(classifier.classes))
         files = [upload.data for upload in form.files]
-        classification = await classify(scope, request.receive, service, classifier, files, deadline)
+        classification = await classify(scope, request.receive, service, caller, classifier, files, deadline)
     errors = [outcome for outcome in classification.outcomes if isinstance(outcome, RequestError)]
     if len(errors) == len(classification.outcomes):
         raise errors[0]

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 
 from app.api import bodies, uploads
 from app.api.bodies import Body
-from app.api.inference import caller, classify, off_loop
+from app.api.inference import caller_of, classify, off_loop
 from app.errors import DeadlineExceeded, MalformedUpload, TooLarge
 from app.inference.classifier import Classifier
 from app.inference.decoding import File
@@ -30,10 +30,10 @@ INLINE_BYTES = 65_536  # up to this size a body is parsed on the event loop
 async def infer(scope: Scope, receive: Receive, service: State, name: str) -> Response:
     """The 200 of the protocol; raises a RequestError for everything else."""
     headers = dict(scope["headers"])
-    service.keys.check(headers)
+    caller = caller_of(scope, service.keys.check(headers))
     statistics = service.statistics.requests[name]
     with statistics.counting(), service.lifecycle.admit():
-        service.pipeline.check_capacity(1, caller(scope))
+        service.pipeline.check_capacity(1, caller.name)
         body = await bodies.read_body(receive, headers, service.settings.max_body_bytes)
         start, deadline = perf_counter_ns(), Deadline.after(service.settings.request_timeout_s)
         classifier = service.classifier  # may be another one than before the body came
@@ -44,7 +44,9 @@ async def infer(scope: Scope, receive: Receive, service: State, name: str) -> Re
         files = _files(request.images, service.settings.max_file_bytes)
         parse_ns = perf_counter_ns() - start
         try:
-            classification = await classify(scope, receive, service, classifier, files, deadline, errors_per_file=False)
+            classification = await classify(
+                scope, receive, service, caller, classifier, files, deadline, errors_per_file=False
+            )
         except RejectedFile as rejected:
             kind = TooLarge if isinstance(rejected.error, TooLarge) else MalformedUpload
             raise kind(f"Image {rejected.index} of the input: {rejected.error}") from rejected

@@ -115,6 +115,12 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=self.registry,
         )
+        self.key_images = Counter(
+            "thirtytwo_key_images",
+            "Images by the name of the API key: accepted, or refused by its rate limit or the queue.",
+            ["name", "outcome"],
+            registry=self.registry,
+        )
         self.loads = Counter(
             "thirtytwo_model_loads",
             "Loads of the weights file after the start: success, unchanged (the same version) or failure.",
@@ -135,6 +141,7 @@ class Metrics:
         self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._of_class: dict[str, tuple[Counter, Counter]] = {}  # of all models that have served
         self._of_stage: dict[int, Counter] = {}
+        self._of_key: dict[tuple[str, bool], Counter] = {}
 
     def describe_model(self, classes: Sequence[str], stages: int) -> None:
         """Every class and stage has a count from the start, so that the first image is a rise from 0.
@@ -181,6 +188,11 @@ class Metrics:
             count.inc()
             confidence.inc(float(probabilities[top]))
             self._of_stage[stage].inc()
+
+    def observe_key(self, name: str, images: int, accepted: bool) -> None:
+        if (name, accepted) not in self._of_key:
+            self._of_key[name, accepted] = self.key_images.labels(name, "accepted" if accepted else "refused")
+        self._of_key[name, accepted].inc(images)
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)

@@ -26,6 +26,7 @@ def exported() -> Iterator[Metric]:
     metrics.observe_request("/predict", 200, 0.1)
     metrics.observe_memory("cuda:0", 1, 2)
     metrics.rejections.labels("too-large")
+    metrics.observe_key("shop", 1, accepted=True)
     return (metric for metric in metrics.registry.collect() if metric.name.startswith("thirtytwo_"))
 
 
