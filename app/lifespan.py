@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,6 +27,7 @@ from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
 from app.inference.repository import Repository
+from app.inference.shadow import Shadow
 from app.model import preprocessing, weights
 from app.model.file_watch import FileWatch
 from app.model.preprocessing import DecodedImage, Limits
@@ -64,6 +66,7 @@ def lifespan(
         _name(metrics, classifier)
         del classifier  # another one may replace it
         repository = build_repository(settings, load_engine, pipeline, metrics)
+        candidates = add_shadow(settings, load_engine, pipeline, metrics) if settings.shadow_weights else None
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
         lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
         if keys.disabled:
@@ -76,6 +79,9 @@ def lifespan(
             tasks = [asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))]
             if settings.weights_poll_s:
                 tasks.append(asyncio.create_task(repository.load_on_change(file_watch, settings.weights_poll_s)))
+            if candidates and settings.shadow_weights:
+                tasks.append(asyncio.create_task(_load_shadow(candidates, settings.shadow_weights, settings)))
+                lifecycle.on_reload.append(candidates.load)
             tasks.append(asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s)))
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
@@ -163,6 +169,33 @@ def build_repository(settings: Settings, load_engine: LoadEngine, pipeline: Pipe
         partial(_name, metrics),
         lambda outcome: metrics.loads.labels(outcome).inc(),
     )
+
+
+def add_shadow(settings: Settings, load_engine: LoadEngine, pipeline: Pipeline, metrics: Metrics) -> Repository:
+    """Gives the pipeline a shadow without a model; the repository loads SHADOW_WEIGHTS into it."""
+    def is_busy() -> bool:
+        return pipeline.batcher.queue.size > 0 or pipeline.batcher.oldest_start is not None
+
+    pipeline.shadow = Shadow(pipeline.limits, settings.shadow_sample, is_busy, metrics.observe_shadow)
+
+    def read() -> Weights:
+        assert settings.shadow_weights is not None
+        return weights.load(settings.shadow_weights)
+
+    def build(file: Weights) -> Classifier:
+        classifier = classifier_of(file, settings, load_engine)
+        _describe(metrics, classifier)  # it may be promoted
+        return classifier
+
+    return Repository(pipeline.shadow, read, build, role="shadow")
+
+
+async def _load_shadow(candidates: Repository, path: Path, settings: Settings) -> None:
+    """Once at the start, since the service must not wait for it, then whenever the file changes."""
+    file_watch = FileWatch(path)
+    await candidates.load()
+    if settings.weights_poll_s:
+        await candidates.load_on_change(file_watch, settings.weights_poll_s)
 
 
 def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float], None]:

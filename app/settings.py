@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     weights_poll_s: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="seconds between checks for a new weights file; 0: only on request"
     )
+    shadow_weights: Path | None = Field(
+        None, description="weights file of a candidate that runs on a sample of the traffic; responses ignore it"
+    )
+    shadow_sample: float = Field(0.1, gt=0, le=1, description="share of requests that the candidate runs on")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto prefers CUDA")
     engine: Annotated[Literal["auto", "openvino", "torch"], Lower] = Field(
         "auto", description="inference engine; auto is openvino on a CPU, torch elsewhere"

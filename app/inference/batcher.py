@@ -128,12 +128,11 @@ class Batcher(Generic[Item, Result]):
 
     def _work(self, worker: int) -> None:
         while self._run_next(worker):
-            pass
+            pass  # an idle worker keeps no reference to a batch or its model
 
     def _run_next(self, worker: int) -> bool:
-        """Runs one batch; False once no more will run. An idle worker keeps no reference to a batch or its model."""
-        running = self._next_batch(worker)
-        if running is None:
+        """Runs one batch; False once no more will run."""
+        if (running := self._next_batch(worker)) is None:
             return False
         try:
             results = self._run_by_model(running.batch, running.exclusive)

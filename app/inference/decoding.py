@@ -35,7 +35,7 @@ class DecodePool:
     """
 
     def __init__(self, limits: Limits, max_request_pixels: int) -> None:
-        self._limits = limits
+        self.limits = limits
         self._max_request_pixels = max_request_pixels
         self._changed = threading.Condition()
         self._small: deque[_Job] = deque()
@@ -62,7 +62,7 @@ class DecodePool:
 
         Raises TooLarge for more than max_request_pixels, QueueFull when the work that waits cannot end in time.
         """
-        limits = self._limits if size in (None, self._limits.size) else self._limits._replace(size=size)
+        limits = self.limits if size in (None, self.limits.size) else self.limits._replace(size=size)
         lengths = [len(file) for file in files if isinstance(file, bytes)]
         if len(lengths) <= INLINE_FILES and sum(lengths) <= INLINE_BYTES:
             opened = [_open(file, limits) for file in files]

@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope
 
 from app.api import bodies
 from app.errors import MalformedUpload
+from app.inference.repository import Outcome
 from app.oip.models import VERSION, check_name, names
 from app.oip.schemas import LoadRequest
 from app.process.lifecycle import reload_other_workers
@@ -15,6 +16,8 @@ from app.state import State
 
 MAX_BODY_BYTES = 10_000
 NEEDS_KEYS = "Loading needs an API key, and this service has none: set THIRTYTWO_API_KEYS or THIRTYTWO_API_KEYS_FILE."
+
+ONE_PROCESS = "The shadow is promoted with one worker only; move its file to the path of the weights instead."
 
 
 async def load(scope: Scope, receive: Receive, service: State, name: str) -> dict[str, Any]:
@@ -25,8 +28,8 @@ async def load(scope: Scope, receive: Receive, service: State, name: str) -> dic
     service.keys.check(headers)
     check_name(service.classifier, name)
     with service.lifecycle.admit():
-        _parse(await bodies.read_body(receive, headers, MAX_BODY_BYTES))
-        outcome = await service.repository.load()
+        request = _parse(bytes(await bodies.read_body(receive, headers, MAX_BODY_BYTES)))
+        outcome = await _load(service, request.parameters.version)
     classifier = service.classifier
     version = classifier.weights.version
     if outcome == "failure":
@@ -34,6 +37,16 @@ async def load(scope: Scope, receive: Receive, service: State, name: str) -> dic
     if outcome == "success":
         reload_other_workers()
     return {"name": names(classifier)[0], "version": VERSION, "parameters": {"weights_version": version}}
+
+
+async def _load(service: State, version: str | None) -> Outcome:
+    """Promotes the shadow if it has the version, else loads the file."""
+    shadow = service.pipeline.shadow
+    if shadow is None or shadow.classifier is None or version != shadow.classifier.weights.version:
+        return await service.repository.load(version)
+    if service.settings.workers > 1:
+        raise HTTPException(501, ONE_PROCESS)
+    return await service.repository.promote(shadow)
 
 
 def _parse(body: bytes) -> LoadRequest:

@@ -54,6 +54,8 @@ class LoadParameters(StrictModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    version: str | None = Field(None, description="of the weights that shall serve: the file's, or the shadow's")
+
 
 class LoadRequest(StrictModel):
     parameters: LoadParameters = LoadParameters()

@@ -17,7 +17,7 @@ from app.errors import NotReady
 from app.telemetry.log_stream import exit_process
 
 PERIOD_S = 0.5
-PIPELINE_THREADS = ("inference-", "decode-")
+PIPELINE_THREADS = ("inference-", "decode-", "shadow")
 
 Clock = Callable[[], float]
 

@@ -127,6 +127,15 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.shadow_images = Counter(
+            "thirtytwo_shadow_images",
+            "Images that the shadow ran, by predicted class of the model that serves and whether the shadow agrees.",
+            ["label", "agrees"],
+            registry=self.registry,
+        )
+        self.shadow_seconds = Histogram(
+            "thirtytwo_shadow_seconds", "Duration of one pass of the shadow.", buckets=SECONDS, registry=self.registry
+        )
         self.device_memory = Gauge(
             "thirtytwo_device_memory_bytes",
             "Memory of the GPU: used by any process, and total; absent on a CPU.",
@@ -193,6 +202,11 @@ class Metrics:
         if (name, accepted) not in self._of_key:
             self._of_key[name, accepted] = self.key_images.labels(name, "accepted" if accepted else "refused")
         self._of_key[name, accepted].inc(images)
+
+    def observe_shadow(self, labels: Sequence[tuple[str, bool]], seconds: float) -> None:
+        for label, agrees in labels:
+            self.shadow_images.labels(label, str(agrees).lower()).inc()
+        self.shadow_seconds.observe(seconds)
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)

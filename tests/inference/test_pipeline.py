@@ -172,7 +172,7 @@ def test_a_request_keeps_the_classifier_that_it_started_with() -> None:
             waiting = asyncio.create_task(pipeline.classify([SMALL] * 3, Deadline.after(30)))
             decoding = asyncio.create_task(pipeline.classify([LARGE] * 2, Deadline.after(30)))
             await asyncio.sleep(0.02)
-            pipeline.classifier = new
+            assert pipeline.replace(new) is old
             later = asyncio.create_task(pipeline.classify([SMALL, LARGE], Deadline.after(30)))
             await asyncio.sleep(0.02)
             assert (old.users, new.users) == (3, 1)

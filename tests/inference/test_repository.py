@@ -88,7 +88,7 @@ def test_a_failed_load_is_one_log_line_and_changes_nothing(error: Exception, cap
 
     asyncio.run(main())
     assert [record.getMessage() for record in caplog.records if record.name == "app.inference.repository"] == [
-        f"old 00000000 serves on: {error}"
+        f"model: old 00000000 stays: {error}"
     ]
 
 
