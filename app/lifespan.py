@@ -21,7 +21,8 @@ from app.api.auth import ApiKeys
 from app.engines import Engine
 from app.engines.hardware import available_cpus
 from app.errors import DeviceError, SettingsError
-from app.inference.batcher import Batcher, batch_sizes
+from app.inference.batcher import Batcher
+from app.inference.bisection import batch_sizes
 from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline

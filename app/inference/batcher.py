@@ -10,25 +10,18 @@ import asyncio
 import logging
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
-from app.errors import DeviceLostError, NotReady
-from app.inference.queue import Batch, BatchResult, BatchSlice, Model, PendingRequest, RequestQueue, Reservation
+from app.errors import NotReady
+from app.inference.bisection import SliceResult, largest_size, run_by_model
+from app.inference.queue import Batch, BatchResult, Model, PendingRequest, RequestQueue, Reservation
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
-
-
-def batch_sizes(largest: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12 and so on up to `largest`: few enough to prepare, dense enough to leave little waiting."""
-    sizes = {2**k * part // 2 for k in range(largest.bit_length()) for part in (2, 3)}
-    return sorted({size for size in sizes if size <= largest} | {largest})
 
 
 class RunningBatch(NamedTuple, Generic[Item, Result]):
@@ -37,9 +30,6 @@ class RunningBatch(NamedTuple, Generic[Item, Result]):
     batch: Batch[Item, Result]
     exclusive: bool
     start: float
-
-
-SliceResult = tuple[BatchSlice[Item, Result], Sequence[Result] | Exception]
 
 
 class Batcher(Generic[Item, Result]):
@@ -135,7 +125,7 @@ class Batcher(Generic[Item, Result]):
         if (running := self._next_batch(worker)) is None:
             return False
         try:
-            results = self._run_by_model(running.batch, running.exclusive)
+            results = run_by_model(running.batch, self._sizes, running.exclusive)
         except Exception as error:
             logger.critical("the device is lost: %s", error)
             self.failure = error
@@ -152,7 +142,9 @@ class Batcher(Generic[Item, Result]):
                 queue.changed.wait()
             if not queue.waiting:
                 return None
-            running = RunningBatch(queue.take(self._largest_size(queue.waiting)), not self._running, time.monotonic())
+            running = RunningBatch(
+                queue.take(largest_size(self._sizes, queue.waiting)), not self._running, time.monotonic()
+            )
             self._running[worker] = running
             self._wake()
         return running
@@ -169,49 +161,6 @@ class Batcher(Generic[Item, Result]):
     def _wake(self) -> None:
         if self._has_work():  # waking a worker without work delays the event loop
             self.queue.changed.notify()
-
-    def _largest_size(self, count: int) -> int:
-        """The largest of the sizes that `count` items fill."""
-        return self._sizes[max(0, bisect_right(self._sizes, count) - 1)]
-
-    def _run_by_model(self, batch: Batch[Item, Result], exclusive: bool) -> list[SliceResult[Item, Result]]:
-        """The results of all slices, one model after the other; raises what ends the batcher."""
-        results: list[SliceResult[Item, Result]] = []
-        for model in {part.request.model: None for part in batch}:
-            own = [part for part in batch if part.request.model is model]
-            own_results = self._run_with_bisection(model, own, exclusive)
-            if all(isinstance(result, Exception) for _, result in own_results):
-                model.verify()
-            results += own_results
-        return results
-
-    def _run_with_bisection(
-        self, model: Model[Item, Result], batch: Batch[Item, Result], exclusive: bool
-    ) -> list[SliceResult[Item, Result]]:
-        """Each slice's results, or the error of an item that fails on its own. Raises DeviceLostError."""
-        items = [item for part in batch for item in part.items]
-        try:
-            row = iter(self._run(model, items, exclusive))
-        except DeviceLostError:
-            raise
-        except Exception as error:
-            if len(items) == 1:
-                logger.exception("inference failed for one item")
-                return [(batch[0], error)]
-            return [result for half in _bisect(batch) for result in self._run_with_bisection(model, half, exclusive)]
-        return [(part, list(islice(row, len(part.indices)))) for part in batch]
-
-    def _run(self, model: Model[Item, Result], items: Sequence[Item], exclusive: bool) -> list[Result]:
-        """One result per item, in calls of the sizes: the whole batch in one, a part of it perhaps in several."""
-        results: list[Result] = []
-        while len(results) < len(items):
-            size = self._largest_size(len(items) - len(results))
-            part = items[len(results) : len(results) + size]
-            part_results = model(part, exclusive)
-            if len(part_results) != len(part):
-                raise RuntimeError(f"{len(part_results)} results for {len(part)} items")
-            results += part_results
-        return results
 
     def _complete(self, worker: int, results: list[SliceResult[Item, Result]]) -> None:
         """Delivers finished requests and updates the measured rate."""
@@ -233,16 +182,6 @@ class Batcher(Generic[Item, Result]):
             self._on_batch(count, seconds)
             done = [part.request for part in running.batch if part.request.done]
         _deliver(done)
-
-
-def _bisect(batch: Batch[Item, Result]) -> tuple[Batch[Item, Result], Batch[Item, Result]]:
-    """Two halves: between requests if the batch has several, else within its only request."""
-    if len(batch) > 1:
-        middle = len(batch) // 2
-        return batch[:middle], batch[middle:]
-    ((request, indices),) = batch
-    middle = len(indices) // 2
-    return [BatchSlice(request, indices[:middle])], [BatchSlice(request, indices[middle:])]
 
 
 def _deliver(requests: Sequence[PendingRequest[Item, Result]]) -> None:

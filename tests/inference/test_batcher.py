@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import DeviceLostError, NotReady, QueueFull
-from app.inference.batcher import Batcher, batch_sizes
+from app.inference.batcher import Batcher
+from app.inference.bisection import batch_sizes
 from app.inference.queue import BatchResult, Model, RequestQueue
 
 
