@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.model import weights
@@ -192,7 +194,11 @@ def test_the_repository_api_loads_with_a_key_only(versions: list[Version], tmp_p
         assert client.get("/v2/models/served").json()["inputs"][0]["shape"] == [-1, 16, 16, 3]
         assert infer(client) == pytest.approx(versions[1].probabilities, abs=1e-3)
         assert client.post(LOAD.format("served_image"), headers=KEY).status_code == 200
-        assert loads(client) == {"success": 1, "unchanged": 1}
+        with closing(triton.InferenceServerClient(f"127.0.0.1:{client.base_url.port}")) as triton_client:
+            replace(path, versions[2])
+            triton_client.load_model("served", headers=KEY)
+        assert served(client) == versions[2].version
+        assert loads(client) == {"success": 2, "unchanged": 1}
 
 
 @pytest.mark.parametrize("body", ['{"parameters": {"config": "{}"}}', '{"parameters": {"file:1/x": ""}}', "[", "{"])
@@ -243,6 +249,18 @@ def test_every_worker_follows(versions: list[Version], tmp_path: Path, trigger: 
         wait_until(lambda: all_serve(url, versions[1]))
         running.terminate()
         assert running.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_shutdown_during_a_load_is_graceful(versions: list[Version], tmp_path: Path) -> None:
+    path = tmp_path / "served.safetensors"
+    replace(path, versions[0])
+    with process(path) as (running, _):
+        replace(path, versions[1])
+        running.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        running.terminate()
+        assert running.wait(30) == 0, running.stderr.read()
 
 
 def resident_mb(pid: int) -> float:
