@@ -16,10 +16,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 from app.errors import NotReady
 from app.inference.bisection import SliceResult, largest_size, run_by_model
-from app.inference.queue import Batch, BatchResult, Model, PendingRequest, RequestQueue, Reservation
+from app.inference.model import Model
+from app.inference.queue import Batch, BatchResult, PendingRequest, RequestQueue, Reservation
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+SHORT_BATCH = 16  # images of a batch that has a caller of a few: its response waits for the whole batch
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +145,9 @@ class Batcher(Generic[Item, Result]):
                 queue.changed.wait()
             if not queue.waiting:
                 return None
-            running = RunningBatch(
-                queue.take(largest_size(self._sizes, queue.waiting)), not self._running, time.monotonic()
-            )
+            limit = SHORT_BATCH if queue.has_short_caller else queue.waiting
+            size = largest_size(self._sizes, min(limit, queue.waiting))
+            running = RunningBatch(queue.take(size), not self._running, time.monotonic())
             self._running[worker] = running
             self._wake()
         return running

@@ -7,7 +7,8 @@ from itertools import islice
 from typing import TypeVar
 
 from app.errors import DeviceLostError
-from app.inference.queue import Batch, BatchSlice, Model
+from app.inference.model import Model
+from app.inference.queue import Batch, BatchSlice
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

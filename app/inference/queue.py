@@ -11,29 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import ceil
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from app.errors import NotReady, QueueFull
+from app.inference.model import Model
 from app.inference.pending import Pending
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ItemOfModel = TypeVar("ItemOfModel", contravariant=True)
-ResultOfModel = TypeVar("ResultOfModel", covariant=True)
 
+FEW_CALLERS, FEW_IMAGES = 8, 4  # see `has_short_caller`
 RATE_SMOOTHING = 0.2  # weight of the newest batch in the moving average of images/s
-
-
-class Model(Protocol[ItemOfModel, ResultOfModel]):
-    """What runs a request's items. Another one may serve later requests while this one finishes its own."""
-
-    def __call__(self, items: Sequence[ItemOfModel], exclusive: bool) -> Sequence[ResultOfModel]:
-        """One result per item; an exclusive call runs beside no other exclusive call."""
-        ...
-
-    def verify(self) -> None:
-        """Raises an exception if every later call will fail."""
-        ...
 
 
 class BatchResult(NamedTuple, Generic[Result]):
@@ -152,6 +140,14 @@ class RequestQueue(Generic[Item, Result]):
         limit = self.limit if held <= self.small_limit else self.limit - self.small_limit
         if self.size + count > limit:
             raise QueueFull(f"{self.size} images are waiting; the limit is {limit}.", self.estimated_wait_s())
+
+    @property
+    def has_short_caller(self) -> bool:
+        """Whether a caller of a few images waits beside a few others, of whom at least one has many."""
+        if not 1 < len(self._turns) <= FEW_CALLERS:
+            return False
+        held = [self._held[caller] for caller in self._turns]
+        return min(held) <= FEW_IMAGES < max(held)
 
     def put(self, request: PendingRequest[Item, Result], reservation: Reservation) -> None:
         """Appends the request to its caller's turn; its items use up the reservation. Raises NotReady after `close`."""

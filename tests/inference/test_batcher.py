@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from app.errors import DeviceLostError, NotReady, QueueFull
 from app.inference.batcher import Batcher
 from app.inference.bisection import batch_sizes
-from app.inference.queue import BatchResult, Model, RequestQueue
+from app.inference.model import Model
+from app.inference.queue import BatchResult, RequestQueue
 
 
 class Recorder:
@@ -379,6 +380,29 @@ def test_each_request_runs_on_its_own_model(requests: list[tuple[int, int]], bad
         own = {item for owner, items in work if owner is model for item in items}
         assert {item for batch in model.batches for item in batch} <= own
         assert {len(batch) for batch in model.batches} <= {1, 2, 4, 6}
+
+
+def test_a_single_image_beside_a_large_request_gets_a_short_batch() -> None:
+    model = Recorder()
+
+    async def send(batcher: Batcher[int, int], caller: str, items: list[int]) -> None:
+        with batcher.queue.reserve(len(items), caller) as reservation:
+            await batcher.submit(model, items, reservation)
+
+    async def main() -> None:
+        with Running(sizes=[1, 8, 16, 64], max_queue=1000) as batcher:
+            model.free.clear()
+            first = asyncio.create_task(send(batcher, "large", [0]))
+            await asyncio.to_thread(model.entered.wait, 5)
+            large = asyncio.create_task(send(batcher, "large", list(range(1, 129))))
+            lone = asyncio.create_task(send(batcher, "lone", [1000]))
+            await asyncio.sleep(0.02)
+            model.free.set()
+            await asyncio.gather(first, large, lone)
+
+    asyncio.run(main())
+    assert [len(batch) for batch in model.batches] == [1, 16, 64, 16, 16, 16, 1]
+    assert 1000 in model.batches[1]
 
 
 def test_an_idle_worker_keeps_no_reference_to_a_model() -> None:

@@ -199,6 +199,26 @@ def test_nobody_starves_and_order_is_kept(callers: list[list[int]], batch: int) 
     loop.close()
 
 
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ({"a": 1}, False),
+        ({"a": 1, "b": 4}, False),  # a large batch has no image too many
+        ({"a": 1, "b": 256}, True),
+        ({"a": 4, "b": 5, "c": 256}, True),
+        ({"a": 5, "b": 256}, False),
+        ({str(caller): 1 for caller in range(8)} | {"large": 256}, False),  # small batches would cost throughput
+    ],
+)
+def test_a_caller_of_a_few_images_beside_a_large_one_is_found(
+    images: dict[str, int], expected: bool, loop: asyncio.AbstractEventLoop
+) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(1000)
+    for caller, count in images.items():
+        fill(queue, caller, list(range(count)), loop)
+    assert queue.has_short_caller is expected
+
+
 def test_closed_queue_refuses(loop: asyncio.AbstractEventLoop) -> None:
     queue: RequestQueue[int, int] = RequestQueue(4)
     reservation = queue.reserve(2)
