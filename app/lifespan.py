@@ -174,6 +174,7 @@ def build_repository(settings: Settings, load_engine: LoadEngine, pipeline: Pipe
 
 def add_shadow(settings: Settings, load_engine: LoadEngine, pipeline: Pipeline, metrics: Metrics) -> Repository:
     """Gives the pipeline a shadow without a model; the repository loads SHADOW_WEIGHTS into it."""
+
     def is_busy() -> bool:
         return pipeline.batcher.queue.size > 0 or pipeline.batcher.oldest_start is not None
 
