@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 COLLECTOR = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own names
 CORS_METHODS = ["GET", "HEAD", "POST"]
-CORS_EXPOSED_HEADERS = ["Retry-After", "Server-Timing", "X-Request-ID"]
+CORS_EXPOSED_HEADERS = ["RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "X-Request-ID"]
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
 
 

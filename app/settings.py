@@ -67,6 +67,13 @@ class Settings(BaseSettings):
     tls_key: FilePath | None = Field(None, description="PEM file with the private key")
 
     weights: Path = Field(BUNDLED, description="weights file; default: the bundled CIFAR-10 model")
+    weights_poll_s: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="seconds between checks for a new weights file; 0: only on request"
+    )
+    shadow_weights: Path | None = Field(
+        None, description="weights file of a candidate that runs on a sample of the traffic; responses ignore it"
+    )
+    shadow_sample: float = Field(0.1, gt=0, le=1, description="share of requests that the candidate runs on")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto prefers CUDA")
     engine: Annotated[Literal["auto", "openvino", "torch"], Lower] = Field(
         "auto", description="inference engine; auto is openvino on a CPU, torch elsewhere"
@@ -82,6 +89,13 @@ class Settings(BaseSettings):
 
     request_timeout_s: Seconds = Field(10.0, description="deadline of a request in seconds, then 504")
     max_queue: Count = Field(512, description="images waiting before further requests get 429")
+    max_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of MAX_QUEUE that one caller may hold, but at least MAX_FILES; "
+        "a caller is an API key, else an address; 1: no limit per caller",
+    )
     max_files: Count = Field(256, description="files per request")
     max_file_bytes: Count = Field(10_000_000, description="bytes per file")
     max_body_bytes: Count = Field(32_000_000, description="bytes per request body")

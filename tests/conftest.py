@@ -43,8 +43,7 @@ def cat() -> bytes:
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights file of a small untrained network with CIFAR-10's classes."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    tiny = untrained("tiny", 8)
-    save(path, tiny.card, tiny.state, tiny.reference_images, tiny.reference_probabilities)
+    write(path, untrained("tiny", 8))
     return path
 
 
@@ -89,18 +88,18 @@ def cascade_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def untrained(name: str, width: int) -> Weights:
+def untrained(name: str, width: int, classes: list[str] = CLASSES, input_size: int = 32, seed: int = 0) -> Weights:
     """A network with random weights in half precision, and its reference outputs."""
-    arguments = {"classes": 10, "widths": [width] * 3, "depth": 2}
-    torch.manual_seed(0)
+    arguments = {"classes": len(classes), "widths": [width] * 3, "depth": 2}
+    torch.manual_seed(seed)
     network = ConvNet(**arguments)
-    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (4, input_size, input_size, 3), dtype=torch.uint8)
     network.initialize(images)
     state = {name: value.half().numpy() for name, value in fold_batchnorms(network).state_dict().items()}
     card = ModelCard(
         name=name,
-        classes=CLASSES,
-        input_size=32,
+        classes=classes,
+        input_size=input_size,
         architecture="convnet",
         arguments=arguments,
         parameters=sum(p.numel() for p in network.parameters()),
@@ -112,6 +111,11 @@ def untrained(name: str, width: int) -> Weights:
     )
     weights = Weights(card, state, images.numpy(), np.empty(0, np.float32), "")
     return weights._replace(reference_probabilities=probabilities(weights, images.numpy()))
+
+
+def write(path: Path, weights: Weights) -> None:
+    """Renames the weights file into place."""
+    save(path, weights.card, weights.state, weights.reference_images, weights.reference_probabilities)
 
 
 @torch.inference_mode()

@@ -33,8 +33,8 @@ def run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         config = settings.load()
-        changes = {"weights": arguments.weights or config.weights, "workers": 1, "max_request_pixels": UNLIMITED}
-        config = config.model_copy(update=changes)
+        one_caller = {"workers": 1, "max_request_pixels": UNLIMITED, "max_queue_share": 1.0}
+        config = config.model_copy(update={"weights": arguments.weights or config.weights, **one_caller})
         classifier = build_classifier(config, load_engine)
     except ThirtytwoError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ from app.engines.hardware import available_cpus, cpu_flags, pick_precision, reso
 from app.errors import WeightsError
 from app.model.weights import Weights
 
-__all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "verify_references"]
+__all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "release_cache", "verify_references"]
 
 # Largest allowed difference from a reference probability, by precision.
 TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
@@ -70,6 +70,14 @@ def verify_references(engine: Engine, weights: Weights) -> None:
             f"at most {tolerance} is allowed."
         )
     logger.info("%s reproduces the reference probabilities within %.4f", where, worst)
+
+
+def release_cache(device: str) -> None:
+    """Returns the memory of released engines that torch keeps for later tensors of this process."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def _load(name: str, weights: Weights, device: str, threads: int, precision: str, early_exit: bool) -> Engine:

@@ -58,11 +58,10 @@ class OpenVINOEngine:
             compiled = _core().compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
             return [compiled.create_infer_request() for _ in range(streams)]
 
-        with ThreadPoolExecutor(1) as pool:
-            (self._all_cores_request,) = stream_requests = pool.submit(create_requests, 1).result()
-        if self.streams > 1:
-            with ThreadPoolExecutor(1, initializer=lower_priority) as pool:  # stream threads inherit its priority
-                stream_requests = pool.submit(create_requests, self.streams).result()
+        with _low_priority_thread() as thread:
+            (self._all_cores_request,) = stream_requests = thread.submit(create_requests, 1).result()
+            if self.streams > 1:  # their threads inherit the priority
+                stream_requests = thread.submit(create_requests, self.streams).result()
         self._stream_requests = SimpleQueue[openvino.InferRequest]()
         for request in stream_requests:
             self._stream_requests.put(request)
@@ -79,10 +78,16 @@ class OpenVINOEngine:
         return Output(probabilities, np.zeros(len(images), np.uint8), ood)
 
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
-        base.prepare(self, sizes, image)
+        with _low_priority_thread() as thread:
+            thread.submit(base.prepare, self, sizes, image).result()
 
     def memory(self) -> None:
         return None
+
+
+def _low_priority_thread() -> ThreadPoolExecutor:
+    """For compilation and warm-up: another model may be serving. Both release the GIL, which others may wait for."""
+    return ThreadPoolExecutor(1, "openvino", lower_priority)
 
 
 @cache

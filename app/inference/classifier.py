@@ -1,5 +1,6 @@
 """A weights file on an engine, ready to classify."""
 
+import threading
 from collections.abc import Sequence
 from heapq import nlargest
 from itertools import repeat
@@ -28,11 +29,16 @@ class Scores(NamedTuple):
 
 
 class Classifier:
-    """Construction runs every batch size once: no caller waits for a compilation."""
+    """Construction runs every batch size once: no caller waits for a compilation.
+
+    `users` is the number of requests that are bound to this classifier; it belongs to the event loop.
+    """
 
     def __init__(self, weights: Weights, engine: Engine, batch_sizes: Sequence[int]) -> None:
         self.weights = weights
         self.engine = engine
+        self.users = 0
+        self._streams = threading.Semaphore(engine.streams)  # a predecessor's engine may have had more
         engine.prepare(batch_sizes, weights.reference_images[0])
 
     @property
@@ -43,12 +49,13 @@ class Classifier:
     def input_size(self) -> int:
         return self.weights.card.input_size
 
-    def classify(self, images: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
+    def __call__(self, items: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
         """The scores of each image; raises ArithmeticError if any is not finite. `exclusive` goes to the engine."""
-        probabilities, stages, ood = self.engine(np.stack([image.pixels for image in images]), exclusive)
+        with self._streams:
+            probabilities, stages, ood = self.engine(np.stack([image.pixels for image in items]), exclusive)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the network returned non-finite probabilities")
-        scores = repeat(None, len(images)) if ood is None else ood.tolist()
+        scores = repeat(None, len(items)) if ood is None else ood.tolist()
         return [Scores(*each) for each in zip(probabilities, stages.tolist(), scores, strict=True)]
 
     def verify(self) -> None:
