@@ -14,12 +14,10 @@ from app.errors import DataError
 from training.datasets import discovery, pictures, vision
 from training.datasets.listing import Item, Listing, shortened
 from training.datasets.pictures import Pixels
+from training.datasets.selection import Selection
 from training.datasets.splitting import hold_out
 
 SPLITS = ("train", "test")
-
-TEST_FRACTION = 0.2  # of data without a test part
-SPLIT_SEED = 0  # fixed, so that every run and `evaluate` see the same test images
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Split:
 
 
 class Dataset(NamedTuple):
-    """A split that was not requested, or that the data lack, is empty.
+    """A split that was not requested, or that the data lack, is empty; `val` is None without a validation part.
 
     `rejected` lists unreadable files with the reason, `notes` what else a person should see, a line each.
     """
@@ -48,16 +46,8 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     rejected: list[tuple[Path, str]]
-    val: Split
-    notes: list[str]
-
-
-class Selection(NamedTuple):
-    """Which data: a torchvision set by name, and how a test part is held out of data without one."""
-
-    dataset: str = ""
-    test_fraction: float = TEST_FRACTION
-    split_seed: int = SPLIT_SEED
+    val: Split | None = None
+    notes: Sequence[str] = ()
 
 
 def download(root: Path, dataset: str = "cifar10") -> None:
@@ -81,7 +71,9 @@ def load(
         reader = _Reader(listing, size)
         wanted = set(splits) | ({"val"} if "train" in splits else set())
         train, val, test = (reader.read(part if part in wanted else "") for part in ("train", "val", "test"))
-        return Dataset(listing.name, listing.classes, train, test, reader.rejected, val, reader.notes)
+        return Dataset(
+            listing.name, listing.classes, train, test, reader.rejected, val if len(val) else None, reader.notes
+        )
 
 
 def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -89,7 +81,7 @@ def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tup
 
     Raises DataError as `train_val_split` does.
     """
-    return (dataset.train, dataset.val) if len(dataset.val) else train_val_split(dataset.train, fraction, seed)
+    return (dataset.train, dataset.val) if dataset.val else train_val_split(dataset.train, fraction, seed)
 
 
 def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split, Split]:

@@ -39,11 +39,12 @@ def test_validation_part_replaces_the_random_split(folder: Path, tmp_path: Path)
     for part, source in (("train", "train"), ("val", "test")):
         (tmp_path / part).symlink_to(folder / source)
     loaded = data.load(tmp_path, 32)
+    assert loaded.val is not None
     assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (120, 30, 0)
     train, val = data.training_and_validation(loaded, 0.1, seed=0)
     assert (train, val) == (loaded.train, loaded.val)
     evaluated = data.load(tmp_path, 32, ["test"])
-    assert (len(evaluated.train), len(evaluated.val), len(evaluated.test)) == (0, 0, 30)
+    assert (len(evaluated.train), evaluated.val, len(evaluated.test)) == (0, None, 30)
     assert evaluated.notes == ["no test part: the validation part is read"]
     without = data.load(folder, 32)
     assert len(data.training_and_validation(without, 0.1, seed=0)[1]) == 12
