@@ -20,7 +20,7 @@ from app.engines.pytorch import available_device, load_network
 from app.errors import DataError, SettingsError, ThirtytwoError
 from app.model import networks, weights
 from app.model.networks import ConvNet, unfold_batchnorms
-from training import checkpoint, cli, data, export, metrics, report
+from training import checkpoint, cli, data, export, metrics, private, report
 from training.data import Dataset, Split
 from training.datasets import selection
 from training.distillation import load_teacher
@@ -164,6 +164,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="seconds between checkpoints; one takes about 0.1 s [%(default)s]")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events into --run-dir")
     selection.add_flags(parser)
+    private.add_flags(parser)
     cli.add_flags(parser)
     deprecated = {**DEPRECATED_NAMES, "skip_test": "no_test", "checkpoint_s": "checkpoint_interval_s"}
     return parser.parse_args(cli.replace_deprecated(sys.argv[1:] if argv is None else argv, deprecated))
@@ -174,6 +175,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     disable_malloc_trim()
     try:
+        if arguments.dp_epsilon is not None:
+            private.run(arguments)
+            return
         device = available_device(resolve_device(arguments.device))
         with init_distributed(device) as context:
             run(arguments, device, context)

@@ -61,7 +61,7 @@ def make_listing(
     Classes keep the order of `names`; a name without a picture is left out and noted. Raises DataError for one class,
     or for a class that the training part lacks.
     """
-    parts = {part: items for part, items in parts.items() if items}
+    parts = {part: parts[part] for part in PARTS if parts.get(part)}
     present = {part: {item.label for item in items} for part, items in parts.items()}
     used = present.get("train") or set[str]().union(*present.values())
     for part, labels in present.items():

@@ -19,6 +19,16 @@ class Selection(NamedTuple):
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `from_flags` reads."""
+    add = add_source_flags(parser).add_argument
+    add("--test-fraction", type=_share, default=TEST_FRACTION, metavar="FLOAT",
+        help="share of each class that is held out of data without a test part, 0 to 1 [%(default)s]")  # fmt: skip
+    add("--split-seed", type=int, default=SPLIT_SEED, metavar="INT",
+        help="seed of that choice; keep it for evaluate [%(default)s]")  # fmt: skip
+
+
+def add_source_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """--data and --dataset; returns their group."""
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--data", type=Path, required=True, metavar="DIR",
@@ -26,10 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "torchvision folder")  # fmt: skip
     add("--dataset", choices=sorted(vision.SETS), default="", metavar="NAME",
         help=f"torchvision set in --data: {', '.join(sorted(vision.SETS))}")  # fmt: skip
-    add("--test-fraction", type=_share, default=TEST_FRACTION, metavar="FLOAT",
-        help="share of each class that is held out of data without a test part, 0 to 1 [%(default)s]")  # fmt: skip
-    add("--split-seed", type=int, default=SPLIT_SEED, metavar="INT",
-        help="seed of that choice; keep it for evaluate [%(default)s]")  # fmt: skip
+    return group
 
 
 def from_flags(arguments: argparse.Namespace) -> Selection:
