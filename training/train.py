@@ -21,6 +21,7 @@ from app.errors import DataError, SettingsError, ThirtytwoError
 from app.model import networks, weights
 from app.model.networks import ConvNet, unfold_batchnorms
 from training import checkpoint, cli, data, export, metrics, private, report
+from training.audit import summary
 from training.data import Dataset, Split
 from training.datasets import selection
 from training.distillation import load_teacher
