@@ -25,6 +25,7 @@ ALLOWED = {
 
 class Layout(NamedTuple):
     name: str
+    dataset: str  # for --dataset
     folder: str
     meta: str
     train: tuple[str, ...]
@@ -36,6 +37,7 @@ class Layout(NamedTuple):
 LAYOUTS = (
     Layout(
         "CIFAR-10",
+        "cifar10",
         "cifar-10-batches-py",
         "batches.meta",
         tuple(f"data_batch_{i}" for i in range(1, 6)),
@@ -43,7 +45,7 @@ LAYOUTS = (
         "label_names",
         "labels",
     ),
-    Layout("CIFAR-100", "cifar-100-python", "meta", ("train",), "test", "fine_label_names", "fine_labels"),
+    Layout("CIFAR-100", "cifar100", "cifar-100-python", "meta", ("train",), "test", "fine_label_names", "fine_labels"),
 )
 
 
@@ -62,13 +64,17 @@ def read(root: Path) -> Listing | None:
 
 
 def _read(folder: Path, layout: Layout) -> Listing:
-    meta = _unpickle(folder / layout.meta)
     try:
+        meta = _unpickle(folder / layout.meta)
         names = [_text(name) for name in meta[layout.names]]
         parts = {
             "train": [item for file in layout.train for item in _items(folder / file, "train", layout, names)],
             "test": _items(folder / layout.test, "test", layout, names),
         }
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename} is missing; --dataset {layout.dataset} --download completes the data set."
+        ) from None
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{folder} does not have the content of {layout.name}: {error!r}.") from error
     return make_listing(layout.name, "CIFAR folder", parts, names)
@@ -98,7 +104,7 @@ def _unpickle(file: Path) -> dict[str, Any]:
             content = _Unpickler(stream, encoding="bytes").load()
         return {_text(key): value for key, value in content.items()}
     except FileNotFoundError:
-        raise DataError(f"{file} is missing; the data set is incomplete, and --download completes it.") from None
+        raise
     except Exception as error:  # unpickling broken bytes raises whatever its opcodes trip over
         raise DataError(f"{file} cannot be read as a CIFAR file: {error}.") from error
 

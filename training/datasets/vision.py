@@ -40,7 +40,6 @@ SETS = {
     "food101": VisionSet(datasets.Food101, SPLITS),
     "flowers102": VisionSet(datasets.Flowers102, THREE_SPLITS),
     "dtd": VisionSet(datasets.DTD, THREE_SPLITS),
-    "pcam": VisionSet(datasets.PCAM, THREE_SPLITS),
     "fgvcaircraft": VisionSet(datasets.FGVCAircraft, THREE_SPLITS),
     "oxfordiiitpet": VisionSet(datasets.OxfordIIITPet, {"train": {"split": "trainval"}, "test": {"split": "test"}}),
     "country211": VisionSet(
@@ -93,7 +92,9 @@ def read(name: str, root: Path) -> Listing:
         raise DataError(f"{name} needs a library that is not installed: {error}.") from error
     except (RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{root} does not hold {name} ({reason}); --download downloads it there.") from error
+        raise DataError(
+            f"{root} does not hold {name} ({reason}); --dataset {name} --download downloads it there."
+        ) from error
 
 
 def _listing(name: str, parts: Mapping[str, Any]) -> Listing:

@@ -55,7 +55,7 @@ def test_subset_of_cifar_10_is_read(tmp_path: Path) -> None:
     dataset = data.load(tmp_path, 32)
     assert (len(dataset.train), len(dataset.test)) == (20, 4)
     (folder / "data_batch_3").unlink()
-    with pytest.raises(DataError, match=r"data_batch_3 is missing; the data set is incomplete"):
+    with pytest.raises(DataError, match=r"data_batch_3 is missing; --dataset cifar10 --download completes"):
         data.load(tmp_path, 32)
 
 

@@ -50,7 +50,7 @@ def test_gtsrb_is_read_by_name_and_by_its_folder(tmp_path: Path, write: Writer) 
 
 
 def test_missing_set_names_the_flag_that_downloads_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not hold svhn \(.*\); --download downloads it there\."):
+    with pytest.raises(DataError, match=r"does not hold svhn \(.*\); --dataset svhn --download downloads"):
         data.load(tmp_path, 32, selection=data.Selection("svhn"))
     for name in vision.SETS:
         with pytest.raises(DataError, match=f"does not hold {name} "):
