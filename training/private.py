@@ -228,10 +228,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
+    if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    return float(text)
 
 
 def _opacus() -> Any:
