@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from app.errors import DataError
+from app.model.preprocessing import DecodedImage
 from training.datasets import discovery, pictures, vision
 from training.datasets.listing import Item, Listing, shortened
-from training.datasets.pictures import Pixels
 from training.datasets.selection import Selection
 from training.datasets.splitting import hold_out
 
@@ -38,6 +38,7 @@ class Split:
 class Dataset(NamedTuple):
     """A split that was not requested, or that the data lack, is empty; `val` is None without a validation part.
 
+    `dark_16_bit` lists files of 16 bits a channel whose values need 12: the service sees them nearly black, too.
     `rejected` lists unreadable files with the reason, `notes` what else a person should see, a line each.
     """
 
@@ -48,6 +49,7 @@ class Dataset(NamedTuple):
     rejected: list[tuple[Path, str]]
     val: Split | None = None
     notes: Sequence[str] = ()
+    dark_16_bit: Sequence[Path] = ()
 
 
 def download(root: Path, dataset: str = "cifar10") -> None:
@@ -71,8 +73,9 @@ def load(
         reader = _Reader(listing, size)
         wanted = set(splits) | ({"val"} if "train" in splits else set())
         train, val, test = (reader.read(part if part in wanted else "") for part in ("train", "val", "test"))
+        validation = val if len(val) else None
         return Dataset(
-            listing.name, listing.classes, train, test, reader.rejected, val if len(val) else None, reader.notes
+            listing.name, listing.classes, train, test, reader.rejected, validation, reader.notes, reader.dark_16_bit
         )
 
 
@@ -123,6 +126,7 @@ class _Reader:
         self._index = {name: label for label, name in enumerate(listing.classes)}
         self.rejected: list[tuple[Path, str]] = []
         self.notes = list(listing.notes)
+        self.dark_16_bit: list[Path] = []
 
     def read(self, part: str) -> Split:
         """An empty split for a part that the listing lacks. Raises DataError for a class without readable images."""
@@ -133,19 +137,20 @@ class _Reader:
             )
         results = self._decode(items)
         pairs = list(zip(items, results, strict=True))
-        read = [(pixels, self._index[item.label]) for item, pixels in pairs if not isinstance(pixels, str)]
+        read = [(image.pixels, self._index[item.label]) for item, image in pairs if not isinstance(image, str)]
+        self.dark_16_bit += [_place(item) for item, image in pairs if not isinstance(image, str) and image.dark_16_bit]
         rejected = [(item, reason) for item, reason in pairs if isinstance(reason, str)]
         self.rejected += [(_place(item), reason) for item, reason in rejected]
         self._check_classes(part, {label for _, label in read}, rejected)
         images = np.stack([pixels for pixels, _ in read])
         return Split(torch.from_numpy(images), torch.tensor([label for _, label in read]))
 
-    def _decode(self, items: Sequence[Item]) -> list[Pixels | str]:
+    def _decode(self, items: Sequence[Item]) -> list[DecodedImage | str]:
         if all(isinstance(item.source, np.ndarray) for item in items):  # nothing to decode: no thread pays
-            return [pictures.read(item.source, self._size) for item in items]
+            return [pictures.decode_source(item.source, self._size) for item in items]
         # Threads are enough: Pillow releases the interpreter's lock while it decodes.
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda item: pictures.read(item.source, self._size), items))
+            return list(pool.map(lambda item: pictures.decode_source(item.source, self._size), items))
 
     def _check_classes(self, part: str, read: set[int], rejected: list[tuple[Item, str]]) -> None:
         empty = [name for name, label in self._index.items() if label not in read]

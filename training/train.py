@@ -122,10 +122,8 @@ def report_files(dataset: Dataset) -> None:
         f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
         f"{len(dataset.classes)} classes"
     )
-    for path, reason in dataset.rejected:
-        logger.warning("rejected %s: %s", path, reason)
-    if dataset.rejected:
-        print(f"{len(dataset.rejected)} files were rejected; see above.")
+    for line in (*dataset.notes, *summary.lines(dataset)):
+        print(line)
     if dataset.dark_16_bit:
         logger.warning(
             "%d files of 16 bits a channel use the lowest 12 bits only and are nearly black, such as %s; "

@@ -9,7 +9,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from app.errors import RequestError
 from app.model import resampling
-from app.model.preprocessing import FORMATS, Limits, decode, sniff
+from app.model.preprocessing import FORMATS, DecodedImage, Limits, decode
+from app.model.signatures import sniff
 from training.datasets.listing import Source
 
 # The owner of a data set is trusted with large images; the limit stops decompression bombs only.
@@ -59,13 +60,22 @@ Pixels = NDArray[np.uint8]
 
 def read(source: Source, size: int) -> Pixels | str:
     """Pixels uint8 [size, size, 3], or the reason why there are none."""
+    decoded = decode_source(source, size)
+    return decoded if isinstance(decoded, str) else decoded.pixels
+
+
+def decode_source(source: Source, size: int) -> DecodedImage | str:
+    """As the service decodes it where it accepts the format, or the reason why there is no picture."""
     try:
         if isinstance(source, np.ndarray):
-            return _fit(source, size)
+            return DecodedImage(_fit(source, size), None)
         if callable(source):
-            return np.asarray(resampling.fit(source(), 1, size))
+            return DecodedImage(np.asarray(resampling.fit(source(), 1, size)), None)
         data = source.read_bytes() if isinstance(source, Path) else source
-        return decode(data, Limits(size, MAX_PIXELS)).pixels if sniff(data) else _decode_other(data, size)
+        if sniff(data):
+            return decode(data, Limits(size, MAX_PIXELS))
+        other = _decode_other(data, size)
+        return other if isinstance(other, str) else DecodedImage(other, None)
     except (RequestError, OSError, ValueError) as error:
         return _reason(error)
 
