@@ -101,7 +101,7 @@ clean:  ## remove virtual environments and caches
 	@touch $@ .venv/train .venv/cuda .venv/serve
 
 .venv/test: .venv/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[dev,e2e,deploy,fuzz]'
+	$(PIP) --editable '.[dev,e2e,deploy,fuzz,private]'
 	@touch $@ .venv/dev .venv/train .venv/cuda .venv/serve
 
 .venv/audit: .venv/python pyproject.toml constraints.txt

@@ -16,9 +16,10 @@ from app import __version__, settings
 from app.api import openapi, predict, problems, routes
 from app.api.addressing import RootPath, TrustedHosts
 from app.api.middleware import RequestContext
-from app.lifespan import LoadEngine, lifespan, load_engine
+from app.lifespan import lifespan
 from app.oip.routes import router as inference_router
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 from app.telemetry import log_stream
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 COLLECTOR = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")  # OpenTelemetry's own names
 CORS_METHODS = ["GET", "HEAD", "POST"]
-CORS_EXPOSED_HEADERS = ["Retry-After", "Server-Timing", "X-Request-ID"]
+CORS_EXPOSED_HEADERS = ["RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "X-Request-ID"]
 DESCRIPTION = "Classifies small images. Send one or many, get labels with probabilities."
 
 

@@ -19,6 +19,7 @@ ThirtytwoError
     ├── WrongSize           422  not the model's input size, and STRICT_SIZE is set
     ├── InvalidParameter    422  a query value out of range
     ├── QueueFull           429  no room in the queue, or for the bytes of an upload; carries retry_after_s
+    ├── RateLimited         429  the API key has no images left; carries retry_after_s
     ├── HeadTooLarge        431  too many or too long headers
     ├── NotReady            503  starting or shutting down; carries retry_after_s
     ├── DeadlineExceeded    504  not answered within the request timeout
@@ -107,6 +108,14 @@ class InvalidParameter(RequestError):
 
 class QueueFull(RequestError):
     status, type, title = 429, "queue-full", "The service is busy"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(RequestError):
+    status, type, title = 429, "rate-limited", "The rate limit of the API key is reached"
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)

@@ -10,39 +10,39 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from math import inf
+from pathlib import Path
 from socket import socket
 from typing import Any
 
 import anyio
 from fastapi import FastAPI
 from starlette.types import Lifespan
-from uvicorn.config import STARTUP_FAILURE
 
-from app import defaults, engines
+from app import defaults
 from app.api.auth import ApiKeys
-from app.engines import Engine
-from app.engines.remote import RemoteEngine
-from app.errors import DeviceError, DeviceLostError, SettingsError
-from app.inference.batcher import Batcher, batch_sizes
+from app.inference.batcher import Batcher
 from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
+from app.inference.repository import Repository
+from app.inference.shadow import Shadow
 from app.model import preprocessing, weights
+from app.model.file_watch import FileWatch
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
 from app.process.lifecycle import Lifecycle, Phase, watch
-from app.settings import PREFIX, Settings
+from app.settings import Settings
+from app.sources import EngineProcessSource, FileSource, LoadEngine, Source, classifier_of
 from app.state import State
 from app.telemetry import device_memory
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
 
-LoadEngine = Callable[[Weights, Settings], Engine]
-
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 0.3  # for the batches and files in progress; the drain before it has answered what was accepted in time
+SMALL_CALLERS = 8  # the last eighth of the queue is for them
 KEYS_RELOAD_S = 0.4  # two reads that agree take less than a second
 GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch waits that long for a busy event loop
 
@@ -63,32 +63,44 @@ def lifespan(
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle, statistics = Lifecycle(), Statistics()
-        classifier = build_classifier(settings, load_engine) if link is None else _connect(link, exit_process)
-        keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
-        lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
-        if keys.disabled:
-            logger.warning("no API keys are set: the service is open to all clients")
+        source = FileSource(settings, load_engine) if link is None else EngineProcessSource(link, exit_process)
+        classifier, file = source.start()
+        file_watch = FileWatch(settings.weights, file)
+        # with a link, the engine process has the metrics of batches
         observe_batch = _observer(metrics, statistics) if link is None else statistics.observe_batch
         pipeline = build_pipeline(settings, classifier, observe_batch)
         metrics.queue_limit.set(pipeline.batcher.queue.limit)
         _describe(metrics, classifier)
+        _name(metrics, classifier)
+        del classifier  # another one may replace it
+        repository = build_repository(source, pipeline, metrics)
+        candidates = add_shadow(settings, load_engine, pipeline, metrics) if settings.shadow_weights else None
+        keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
+        lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
+        if keys.disabled:
+            logger.warning("no API keys are set: the service is open to all clients")
+        lifecycle.on_reload.append(repository.load)
         with _parser_thread() as executor:
             preprocessing.load_decoders()
             await _preload_static_files()
             pipeline.start()
-            reloads = asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))
+            tasks = [asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))]
+            if settings.weights_poll_s:
+                tasks.append(asyncio.create_task(repository.load_on_change(file_watch, settings.weights_poll_s)))
+            if candidates and settings.shadow_weights:
+                tasks.append(asyncio.create_task(_load_shadow(candidates, settings.shadow_weights, settings)))
+                lifecycle.on_reload.append(candidates.load)
             # a batch in the engine process waits for those of other front ends; that process has the watchdog
             limit_s = settings.inference_timeout_s if link is None else inf
-            watchdog = asyncio.create_task(watch(pipeline.batcher, lifecycle, limit_s))
-            observe = partial(metrics.observe_memory, classifier.engine.device)
-            stop_observing = device_memory.start(classifier.engine.memory, observe)
+            tasks.append(asyncio.create_task(watch(pipeline.batcher, lifecycle, limit_s)))
+            stop_observing = _observe_memory(pipeline, metrics)
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
-            yield {"service": State(settings, lifecycle, metrics, keys, statistics, classifier, pipeline, executor)}
+            yield {"service": State(settings, lifecycle, metrics, keys, statistics, pipeline, repository, executor)}
             stop_observing()
-            watchdog.cancel()
-            reloads.cancel()
+            for task in tasks:
+                task.cancel()
             if lifecycle.phase is Phase.FAILED:
                 exit_process(1)
             lifecycle.phase = Phase.STOPPING
@@ -113,53 +125,82 @@ async def _preload_static_files() -> None:
         pass
 
 
-def load_engine(weights: Weights, settings: Settings) -> Engine:
-    """The engine that the settings name. Raises WeightsError or DeviceError."""
-    options = settings.device, settings.threads, settings.engine, settings.precision, settings.early_exit
-    return engines.load(weights, *options)
-
-
-def build_classifier(settings: Settings, load_engine: LoadEngine, sizes_per_octave: int = 2) -> Classifier:
-    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
-    file = weights.load(settings.weights)
-    try:
-        engine = load_engine(file, settings)
-        largest = defaults.max_batch(settings.max_batch, engine.device)
-        return Classifier(file, engine, batch_sizes(largest, sizes_per_octave))
-    except DeviceError as error:
-        raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
-
-
-def _connect(link: socket, exit_process: Callable[[int], None]) -> Classifier:
-    """The engine process's model. If that process exits before, this one exits, too, without a log line of its own."""
-    try:
-        engine = RemoteEngine(link)
-    except DeviceLostError:
-        exit_process(STARTUP_FAILURE)
-        raise
-    return Classifier(engine.weights, engine, range(1, engine.max_batch + 1))  # the engine process chooses the sizes
-
-
 def build_pipeline(
     settings: Settings, classifier: Classifier, on_batch: Callable[[int, float], None] = lambda size, seconds: None
 ) -> Pipeline:
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
-    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(_max_queue(settings, classifier))
+    max_queue = _max_queue(settings, classifier)
+    shares = queue_shares(max_queue, settings.max_files, settings.max_queue_share)
+    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(max_queue, *shares)
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
-    batcher = Batcher(
-        classifier.classify,
-        classifier.batch_sizes,
-        queue,
-        classifier.engine.streams,
-        on_batch,
-        classifier.verify,
+    batcher = Batcher(classifier.batch_sizes, queue, classifier.engine.streams, on_batch)
+    return Pipeline(classifier, DecodePool(limits, settings.max_request_pixels), batcher)
+
+
+def queue_shares(max_queue: int, max_files: int, share: float) -> tuple[int, int]:
+    """Images that one caller may hold in the queue, and the places left for callers that hold no more than so many.
+
+    A request of `max_files` must fit into both.
+    """
+    caller_limit = max(max_files, int(max_queue * share))
+    small_limit = 0 if caller_limit >= max_queue else max_queue // SMALL_CALLERS
+    return caller_limit, min(small_limit, max_queue - max_files)
+
+
+def build_repository(source: Source, pipeline: Pipeline, metrics: Metrics) -> Repository:
+    """Loads from the source again, on the same engine."""
+
+    def build(file: Weights) -> Classifier:
+        classifier = source.build(file)
+        _describe(metrics, classifier)
+        return classifier
+
+    return Repository(
+        pipeline,
+        source.read,
+        build,
+        partial(_name, metrics),
+        lambda outcome: metrics.loads.labels(outcome).inc(),
     )
-    return Pipeline(DecodePool(limits, settings.max_request_pixels), batcher)
+
+
+def add_shadow(settings: Settings, load_engine: LoadEngine, pipeline: Pipeline, metrics: Metrics) -> Repository:
+    """Gives the pipeline a shadow without a model; the repository loads SHADOW_WEIGHTS into it."""
+
+    def is_busy() -> bool:
+        return pipeline.batcher.queue.size > 0 or pipeline.batcher.oldest_start is not None
+
+    pipeline.shadow = Shadow(pipeline.limits, settings.shadow_sample, is_busy, metrics.observe_shadow)
+
+    def read() -> Weights:
+        assert settings.shadow_weights is not None
+        return weights.load(settings.shadow_weights)
+
+    def build(file: Weights) -> Classifier:
+        classifier = classifier_of(file, settings, load_engine)
+        _describe(metrics, classifier)  # it may be promoted
+        return classifier
+
+    return Repository(pipeline.shadow, read, build, role="shadow")
+
+
+async def _load_shadow(candidates: Repository, path: Path, settings: Settings) -> None:
+    """Once at the start, since the service must not wait for it, then whenever the file changes."""
+    file_watch = FileWatch(path)
+    await candidates.load()
+    if settings.weights_poll_s:
+        await candidates.load_on_change(file_watch, settings.weights_poll_s)
 
 
 def _max_queue(settings: Settings, classifier: Classifier) -> int:
     device, workers = classifier.engine.device, max(1, settings.workers)
     return defaults.max_queue(settings.max_queue, device, settings.max_files, classifier.measure_rate, workers)
+
+
+def _observe_memory(pipeline: Pipeline, metrics: Metrics) -> Callable[[], None]:
+    """Of the device of the model that serves; a former model is not kept."""
+    observe = partial(metrics.observe_memory, pipeline.classifier.engine.device)
+    return device_memory.start(lambda: pipeline.classifier.engine.memory(), observe)
 
 
 def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float], None]:
@@ -171,7 +212,10 @@ def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float]
 
 
 def _describe(metrics: Metrics, classifier: Classifier) -> None:
+    metrics.describe_model(classifier.classes, max(1, len(classifier.weights.card.stages)))
+
+
+def _name(metrics: Metrics, classifier: Classifier) -> None:
     weights, engine = classifier.weights, classifier.engine
-    metrics.describe_model(classifier.classes, max(1, len(weights.card.stages)), weights.card.exit_shares())
-    labels = weights.card.name, weights.version, engine.name, engine.device, engine.precision
-    metrics.model_info.labels(*labels).set(1)
+    names = weights.card.name, weights.version, engine.name, engine.device, engine.precision
+    metrics.name_model(*names, exit_shares=weights.card.exit_shares())

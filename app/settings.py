@@ -72,6 +72,15 @@ class Settings(BaseSettings):
     tls_key: FilePath | None = Field(None, description="PEM file with the private key")
 
     weights: Path = Field(BUNDLED, description="weights file; default: the bundled CIFAR-10 model")
+    weights_poll_s: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="seconds between checks for a new weights file; 0: only on request"
+    )
+    shadow_weights: Path | None = Field(
+        None,
+        description="weights file of a candidate that runs on a sample of the traffic; responses ignore it; "
+        "with one HTTP process only",
+    )
+    shadow_sample: float = Field(0.1, gt=0, le=1, description="share of requests that the candidate runs on")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto prefers CUDA")
     engine: Annotated[Literal["auto", "openvino", "torch"], Lower] = Field(
         "auto", description="inference engine; auto is openvino on a CPU, torch elsewhere"
@@ -91,6 +100,13 @@ class Settings(BaseSettings):
         ge=0,
         description="images waiting before further requests get 429, for each HTTP process; "
         "0: 512, on a GPU the work of 0.25 s, from 512 to 16384",
+    )
+    max_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of MAX_QUEUE that one caller may hold, but at least MAX_FILES; "
+        "a caller is an API key, else an address; 1: no limit per caller",
     )
     max_files: Count = Field(256, description="files per request")
     max_file_bytes: Count = Field(10_000_000, description="bytes per file")

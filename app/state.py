@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from app.api.auth import ApiKeys
 from app.inference.classifier import Classifier
 from app.inference.pipeline import Pipeline
+from app.inference.repository import Repository
 from app.process.lifecycle import Lifecycle
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -22,9 +23,14 @@ class State:
     metrics: Metrics
     keys: ApiKeys
     statistics: Statistics
-    classifier: Classifier
     pipeline: Pipeline
+    repository: Repository
     executor: Executor  # decompresses bodies and parses large tensors
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model that serves new requests. A request that reads it twice may get two."""
+        return self.pipeline.classifier
 
 
 async def current(request: Request) -> State:

@@ -6,7 +6,7 @@ python -m benchmarks.components
 import argparse
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -99,14 +99,23 @@ async def _cold_latency_us(call: Callable[[], Awaitable[None]], repeats: int = 5
     return median(latencies) * 1e6
 
 
+class _Identity:
+    def __call__(self, items: Sequence[int], exclusive: bool) -> Sequence[int]:
+        return items
+
+    def verify(self) -> None:
+        pass
+
+
 async def _hand_over_us() -> float:
     """The batcher with a model that returns its input."""
-    batcher: Batcher[int, int] = Batcher(lambda items, exclusive: items, [1], RequestQueue(1))
+    model = _Identity()
+    batcher: Batcher[int, int] = Batcher([1], RequestQueue(1))
     batcher.start()
 
     async def submit() -> None:
         with batcher.queue.reserve(1) as reservation:
-            await batcher.submit([0], reservation)
+            await batcher.submit(model, [0], reservation)
 
     try:
         return await _cold_latency_us(submit)

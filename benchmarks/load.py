@@ -18,11 +18,15 @@ from benchmarks.client import Connection, ConnectionPool, connect
 
 @dataclass
 class LoadResult:
-    """Latencies in seconds of responses with status 200, and responses by status, over `seconds`."""
+    """Latencies in seconds of responses with status 200, and responses by status, over `seconds`.
+
+    `ends` has the time.perf_counter at which each of the latencies ended.
+    """
 
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
     retry_after: Counter[int] = field(default_factory=Counter)  # seconds, of each response that has the header
     failures: int = 0  # requests without a response
 
@@ -42,6 +46,7 @@ class LoadResult:
         self.statuses[status] += 1
         if status == 200:
             self.latencies.append(latency_s)
+            self.ends.append(time.perf_counter())
         if connection.retry_after:
             self.retry_after[connection.retry_after] += 1
 

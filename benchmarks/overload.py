@@ -112,7 +112,8 @@ def main() -> int:
     parser.add_argument("flags", nargs="*", help="of the service, after --, such as -- --max-queue 512")
     arguments = parser.parse_args()
     raise_descriptor_limit()
-    with running(service(arguments.port, *arguments.flags), arguments.port) as server:
+    flags = ["--max-queue-share", "1", *arguments.flags]  # all load is from one address
+    with running(service(arguments.port, *flags), arguments.port) as server:
         report = measure(server, arguments.times, arguments.seconds)
     found = violations(report)
     print(f"{arguments.seconds:g} s, {IMAGES} images per request, {os.cpu_count()} CPUs, {platform.machine()}\n")

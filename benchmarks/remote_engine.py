@@ -10,9 +10,9 @@ import time
 import numpy as np
 
 from app.engines import Output, channel
-from app.engines.channel import Description, Layout
+from app.engines.channel import REQUEST, Description, Layout
 from app.engines.remote import RemoteEngine
-from app.engines.server import EngineServer
+from app.engines.server import EngineModel, EngineServer
 from app.model import weights
 from benchmarks.gpu.findings import Images
 
@@ -29,9 +29,10 @@ def serve(link: socket.socket) -> None:
     bundled = weights.load(weights.BUNDLED)
     card = bundled.card.model_dump(mode="json")
     description = Description("none", "cpu", "float32", bundled.sha256, card, Layout(MAX_BATCH, 32, 10), 1)
-    server = EngineServer(respond, lambda: None, MAX_BATCH)
+    server = EngineServer(MAX_BATCH)
     server.start()
-    server.add(channel.offer(link, description))
+    channel.receive(link, REQUEST.size)
+    server.add(channel.offer(link, description), EngineModel(respond, lambda: None))
     link.recv(1)  # until the front end exits
 
 
@@ -50,6 +51,7 @@ def main() -> None:
         median, high = np.quantile(times_us, (0.5, 0.9))
         print(f"| {count} | {median:.1f} | {high:.1f} |")
     engine.close()
+    front_end.close()
 
 
 def _call_us(engine: RemoteEngine, images: Images) -> float:

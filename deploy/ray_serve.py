@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import defaults
 from app.application import create_app
-from app.lifespan import LoadEngine, load_engine
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 from app.telemetry import logs
 
 

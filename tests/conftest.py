@@ -18,12 +18,13 @@ from starlette.types import ASGIApp
 from app.application import create_app
 from app.engines.pytorch import load_network
 from app.http.http_protocol import Protocol
-from app.lifespan import LoadEngine, load_engine
 from app.model.calibration import calibrated_softmax
 from app.model.card import ModelCard, Stage
 from app.model.networks import ConvNet, fold_batchnorms
+from app.model.ood import MEANS, WHITENING, OodCalibration
 from app.model.weights import Weights, cascade_state, save
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 
 hypothesis.settings.register_profile("patient", deadline=None)  # time is no failure on a busy machine
 hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)  # of make fuzz
@@ -42,8 +43,19 @@ def cat() -> bytes:
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights file of a small untrained network with CIFAR-10's classes."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    write(path, untrained("tiny", 8))
+    return path
+
+
+@pytest.fixture(scope="session")
+def ood_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with an out-of-distribution score, which is 1 for every image."""
+    path = tmp_path_factory.mktemp("weights") / "ood.safetensors"
     tiny = untrained("tiny", 8)
-    save(path, tiny.card, tiny.state, tiny.reference_images, tiny.reference_probabilities)
+    calibration = OodCalibration(confidence_weight=0, distance_weight=1, quantiles=[0.0, 1e-6])
+    tensors = {WHITENING: np.eye(16, dtype=np.float16), MEANS: np.zeros((10, 16), np.float16)}
+    card = tiny.card.model_copy(update={"ood": calibration})
+    save(path, card, tiny.state | tensors, tiny.reference_images, tiny.reference_probabilities)
     return path
 
 
@@ -76,18 +88,18 @@ def cascade_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def untrained(name: str, width: int) -> Weights:
+def untrained(name: str, width: int, classes: list[str] = CLASSES, input_size: int = 32, seed: int = 0) -> Weights:
     """A network with random weights in half precision, and its reference outputs."""
-    arguments = {"classes": 10, "widths": [width] * 3, "depth": 2}
-    torch.manual_seed(0)
+    arguments = {"classes": len(classes), "widths": [width] * 3, "depth": 2}
+    torch.manual_seed(seed)
     network = ConvNet(**arguments)
-    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (4, input_size, input_size, 3), dtype=torch.uint8)
     network.initialize(images)
     state = {name: value.half().numpy() for name, value in fold_batchnorms(network).state_dict().items()}
     card = ModelCard(
         name=name,
-        classes=CLASSES,
-        input_size=32,
+        classes=classes,
+        input_size=input_size,
         architecture="convnet",
         arguments=arguments,
         parameters=sum(p.numel() for p in network.parameters()),
@@ -99,6 +111,11 @@ def untrained(name: str, width: int) -> Weights:
     )
     weights = Weights(card, state, images.numpy(), np.empty(0, np.float32), "")
     return weights._replace(reference_probabilities=probabilities(weights, images.numpy()))
+
+
+def write(path: Path, weights: Weights) -> None:
+    """Renames the weights file into place."""
+    save(path, weights.card, weights.state, weights.reference_images, weights.reference_probabilities)
 
 
 @torch.inference_mode()

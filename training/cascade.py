@@ -29,8 +29,10 @@ from app.model.card import ModelCard, Stage
 from app.model.weights import Weights, cascade_state, save
 from training import augment, calibration, cli, data, metrics, provenance
 from training.data import Split
+from training.datasets import selection
 from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
 from training.export import reference_images, split_results
+from training.ood import with_ood, without_ood
 
 JPEG_QUALITY = 80
 
@@ -158,7 +160,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("networks", type=Path, nargs="+", metavar="FILE", help="weights files of single networks, cheapest first")
     add("--stage", type=parse_stage, action="append", required=True, metavar="N[:flip][:K]", help="a stage, in order")
-    add("--data", type=Path, required=True, metavar="DIR", help="data folder that the networks were trained on")
+    selection.add_flags(parser)
     add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
     add("--name", help="name on the model card [name of --out]")
     add("--max-loss", type=_share, default=MAX_LOSS, metavar="SHARE",
@@ -179,15 +181,20 @@ def _share(text: str) -> float:
 def run(arguments: argparse.Namespace) -> None:
     networks = [weights_file.load(file) for file in arguments.networks]
     card = networks[-1].card
-    dataset = data.load(arguments.data, card.input_size, ["train"] if arguments.no_test else data.SPLITS)
+    splits = ["train"] if arguments.no_test else data.SPLITS
+    dataset = data.load(arguments.data, card.input_size, splits, selection.from_flags(arguments))
     val_fraction = card.recipe.get("val_fraction") or card.recipe["holdout"]  # its former name
-    _, val = data.train_val_split(dataset.train, float(val_fraction), card.recipe["seed"])
+    train, val = data.training_and_validation(dataset, float(val_fraction), card.recipe["seed"])
+    # A cascade calibrates its exits, and its networks return the plain softmax.
+    scored = with_ood(calibration.uncalibrated(networks[0]), train, val)
+    first = networks[0]._replace(card=networks[0].card.model_copy(update={"ood": scored.card.ood}), state=scored.state)
+    networks = [first, *map(without_ood, networks[1:])]
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
     name = arguments.name or arguments.out.stem
     cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs, arguments.device)
     results = evaluate(cascade, "val", val, arguments.device)
     card = cascade.card
-    if not arguments.no_test:
+    if len(dataset.test):
         results |= evaluate(cascade, "test", dataset.test, arguments.device)
         update = {"test_accuracy": results["test_accuracy"], "forward_gflops": results["test_gflops"]}
         card = card.model_copy(update=update)

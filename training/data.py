@@ -1,6 +1,6 @@
-"""A data folder as uint8 tensors: torchvision's CIFAR-10, or DIR/train/<class>/* and DIR/test/<class>/*."""
+"""A data set as uint8 tensors, of any form in `training.datasets`."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10
 
-from app.errors import DataError, RequestError
-from app.model.preprocessing import DecodedImage, Limits, decode
-
-# The owner of a folder is trusted with large images; the limit stops decompression bombs only.
-MAX_PIXELS = 1 << 28
+from app.errors import DataError
+from app.model.preprocessing import DecodedImage
+from training.datasets import discovery, pictures, vision
+from training.datasets.listing import Item, Listing, shortened
+from training.datasets.selection import Selection
+from training.datasets.splitting import hold_out
 
 SPLITS = ("train", "test")
 
@@ -36,9 +36,10 @@ class Split:
 
 
 class Dataset(NamedTuple):
-    """A split that was not requested is empty. `rejected` lists unreadable files with the reason.
+    """A split that was not requested, or that the data lack, is empty; `val` is None without a validation part.
 
     `dark_16_bit` lists files of 16 bits a channel whose values need 12: the service sees them nearly black, too.
+    `rejected` lists unreadable files with the reason, `notes` what else a person should see, a line each.
     """
 
     name: str
@@ -46,37 +47,44 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     rejected: list[tuple[Path, str]]
+    val: Split | None = None
+    notes: Sequence[str] = ()
     dark_16_bit: Sequence[Path] = ()
 
 
-def download(root: Path) -> None:
-    """Downloads CIFAR-10 with torchvision where it is missing; raises DataError."""
-    try:
-        CIFAR10(root, download=True)
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"Cannot download CIFAR-10: {error}.") from error
+def download(root: Path, dataset: str = "cifar10") -> None:
+    """Downloads the torchvision set where it is missing; raises DataError."""
+    vision.download(dataset, root)
 
 
-def load(root: Path, size: int, splits: Collection[str] = SPLITS) -> Dataset:
-    """Reads the requested splits of either kind of folder, with images of size x size; raises DataError."""
-    if any((root / split).is_dir() for split in SPLITS):
-        return _load_image_folder(root, size, splits)
-    try:
-        parts = [CIFAR10(root, train=split == "train") for split in SPLITS]
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"{root} holds neither cifar-10-batches-py/ nor train/<class>/ folders; --download fetches CIFAR-10."
-        ) from error
-    if size != parts[0].data.shape[1]:
-        raise DataError(f"CIFAR-10 has images of 32 x 32; --image-size {size} needs an image folder.")
-    train, test = (
-        # torchvision's array is a transposed view of the file's planes.
-        Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.tensor(part.targets))
-        if split in splits
-        else _empty_split(size)
-        for split, part in zip(SPLITS, parts, strict=True)
-    )
-    return Dataset("CIFAR-10", parts[0].classes, train, test, rejected=[])
+def load(
+    root: Path,
+    size: int,
+    splits: Collection[str] = SPLITS,
+    selection: Selection = Selection(),  # noqa: B008
+) -> Dataset:
+    """Reads the requested splits with images of size x size; the validation part comes with the training part.
+
+    Data without a test part give a stratified share of their training part, unless they have a validation part.
+    Raises DataError.
+    """
+    with discovery.open_listing(root, selection.dataset) as found:
+        listing = _with_requested(found, root, splits, selection)
+        reader = _Reader(listing, size)
+        wanted = set(splits) | ({"val"} if "train" in splits else set())
+        train, val, test = (reader.read(part if part in wanted else "") for part in ("train", "val", "test"))
+        validation = val if len(val) else None
+        return Dataset(
+            listing.name, listing.classes, train, test, reader.rejected, validation, reader.notes, reader.dark_16_bit
+        )
+
+
+def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
+    """(training, validation): the data's own validation part, or else a random share of the training images.
+
+    Raises DataError as `train_val_split` does.
+    """
+    return (dataset.train, dataset.val) if dataset.val else train_val_split(dataset.train, fraction, seed)
 
 
 def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split, Split]:
@@ -95,70 +103,68 @@ def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split
     return split.select(~mask), split.select(mask)
 
 
-def _empty_split(size: int) -> Split:
-    return Split(torch.empty(0, size, size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+def _with_requested(listing: Listing, root: Path, splits: Collection[str], selection: Selection) -> Listing:
+    """The listing with every requested part that the data can give."""
+    if "train" in splits and "train" not in listing.parts:
+        found = shortened(sorted(listing.parts))
+        raise DataError(f"{root} ({listing.form}) has no training part; found: {found}.")
+    if "test" in splits:
+        listing = hold_out(listing, selection.test_fraction, selection.split_seed)
+    if list(splits) == ["test"] and "test" not in listing.parts and "val" in listing.parts:
+        parts = {**listing.parts, "test": listing.parts["val"]}
+        return listing._replace(parts=parts, notes=[*listing.notes, "no test part: the validation part is read"])
+    if list(splits) == ["test"] and "test" not in listing.parts:
+        raise DataError(f"{root} ({listing.form}) has no test part and too few pictures to hold some out.")
+    return listing
 
 
-def _load_image_folder(root: Path, size: int, splits: Collection[str]) -> Dataset:
-    for split in splits:
-        if not (root / split).is_dir():
-            hint = "; --no-test trains without test images" if split == "test" and "train" in splits else ""
-            raise DataError(f"{root / split} is missing{hint}.")
-    # The training folder defines the classes and their order; a test folder may lack some.
-    classes, *others = (_class_names(root / split) for split in SPLITS if split in splits)
-    if len(classes) < 2:
-        raise DataError(f"{root} holds {len(classes)} class folders; at least 2 are needed.")
-    for other in others:
-        if unknown := sorted(set(other) - set(classes)):
-            raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(unknown)}.")
-    rejected: list[tuple[Path, str]] = []
-    dark_16_bit: list[Path] = []
-    train, test = (
-        _load_split(root / split, classes, size, rejected, dark_16_bit) if split in splits else _empty_split(size)
-        for split in SPLITS
-    )
-    return Dataset(root.resolve().name, classes, train, test, rejected, dark_16_bit)
+class _Reader:
+    """Decodes the parts of a listing; collects rejected files and notes."""
+
+    def __init__(self, listing: Listing, size: int) -> None:
+        self._listing, self._size = listing, size
+        self._index = {name: label for label, name in enumerate(listing.classes)}
+        self.rejected: list[tuple[Path, str]] = []
+        self.notes = list(listing.notes)
+        self.dark_16_bit: list[Path] = []
+
+    def read(self, part: str) -> Split:
+        """An empty split for a part that the listing lacks. Raises DataError for a class without readable images."""
+        items = self._listing.parts.get(part, [])
+        if not items:
+            return Split(
+                torch.empty(0, self._size, self._size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+            )
+        results = self._decode(items)
+        pairs = list(zip(items, results, strict=True))
+        read = [(image.pixels, self._index[item.label]) for item, image in pairs if not isinstance(image, str)]
+        self.dark_16_bit += [_place(item) for item, image in pairs if not isinstance(image, str) and image.dark_16_bit]
+        rejected = [(item, reason) for item, reason in pairs if isinstance(reason, str)]
+        self.rejected += [(_place(item), reason) for item, reason in rejected]
+        self._check_classes(part, {label for _, label in read}, rejected)
+        images = np.stack([pixels for pixels, _ in read])
+        return Split(torch.from_numpy(images), torch.tensor([label for _, label in read]))
+
+    def _decode(self, items: Sequence[Item]) -> list[DecodedImage | str]:
+        if all(isinstance(item.source, np.ndarray) for item in items):  # nothing to decode: no thread pays
+            return [pictures.decode_source(item.source, self._size) for item in items]
+        # Threads are enough: Pillow releases the interpreter's lock while it decodes.
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda item: pictures.decode_source(item.source, self._size), items))
+
+    def _check_classes(self, part: str, read: set[int], rejected: list[tuple[Item, str]]) -> None:
+        empty = [name for name, label in self._index.items() if label not in read]
+        unreadable = [(item, reason) for item, reason in rejected if item.label in empty]
+        if unreadable:
+            item, reason = unreadable[0]
+            names = shortened(name for name in empty if name in {each.label for each, _ in unreadable})
+            raise DataError(
+                f"The {part} part of {self._listing.name} has no readable images for: {names}. "
+                f"{Path(item.name).name} was rejected: {reason}"
+            )
+        if empty:
+            self.notes.append(f"the {part} part lacks {len(empty)} of {len(self._index)} classes: {shortened(empty)}")
 
 
-def _class_names(folder: Path) -> list[str]:
-    # Sorted, since the order of directory entries differs between file systems.
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _load_split(
-    folder: Path, classes: list[str], size: int, rejected: list[tuple[Path, str]], dark_16_bit: list[Path]
-) -> Split:
-    """Reads the images of every class folder; appends to `rejected` and `dark_16_bit`."""
-    files = [(path, label) for label, name in enumerate(classes) for path in _image_paths(folder / name)]
-    images, labels, rejected_before = [], [], len(rejected)
-    # Threads are enough: Pillow releases the interpreter's lock while it decodes.
-    with ThreadPoolExecutor() as pool:
-        for (path, label), result in zip(files, pool.map(lambda file: _read(file[0], size), files), strict=True):
-            if isinstance(result, str):
-                rejected.append((path, result))
-            else:
-                if result.dark_16_bit:
-                    dark_16_bit.append(path)
-                images.append(result.pixels)
-                labels.append(label)
-    if empty := [classes[label] for label in sorted(set(range(len(classes))) - set(labels))]:
-        # A class of unreadable files only: the first reason is more useful than the empty class.
-        reasons = (item for item in rejected[rejected_before:] if item[0].relative_to(folder).parts[0] in empty)
-        hint = next((f" {path.name} was rejected: {reason}" for path, reason in reasons), "")
-        raise DataError(f"{folder} has no images for: {', '.join(empty)}.{hint}")
-    return Split(torch.from_numpy(np.stack(images)), torch.tensor(labels))
-
-
-def _image_paths(folder: Path) -> Iterator[Path]:
-    """All files below the folder but hidden ones: editors and desktops keep copies and thumbnails there."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
-
-
-def _read(path: Path, size: int) -> DecodedImage | str:
-    """The image as the service decodes it, or the reason why there is none."""
-    try:
-        return decode(path.read_bytes(), Limits(size, MAX_PIXELS))
-    except (RequestError, OSError) as error:
-        return str(error)
+def _place(item: Item) -> Path:
+    return item.source if isinstance(item.source, Path) else Path(item.name)

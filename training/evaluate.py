@@ -13,12 +13,13 @@ from app.errors import DataError, ThirtytwoError
 from app.model import weights
 from app.model.weights import BUNDLED
 from training import cli, data, metrics, report
+from training.datasets import selection
 
 
 def run(arguments: argparse.Namespace) -> None:
     loaded = weights.load(arguments.weights)
     card = loaded.card
-    dataset = data.load(arguments.data, card.input_size, ["test"])
+    dataset = data.load(arguments.data, card.input_size, ["test"], selection.from_flags(arguments))
     if dataset.classes != card.classes:
         raise DataError(f"{arguments.data} has other classes than the weights: {', '.join(dataset.classes)}.")
     predict = partial(metrics.predict, engines.load(loaded, arguments.device))
@@ -43,7 +44,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--weights", type=Path, default=BUNDLED, metavar="FILE", help="weights file [the bundled one]")
-    add("--data", type=Path, required=True, metavar="DIR", help="data folder, as for python -m training.train")
+    selection.add_flags(parser)
     add("--out", type=Path, metavar="DIR", help="folder for JSON, text and plots [runs/evaluate-<version>]")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
     add("--no-robustness", action="store_true", help="skip test-time augmentation and lossy formats")

@@ -20,8 +20,10 @@ from app.engines.pytorch import available_device, load_network
 from app.errors import DataError, SettingsError, ThirtytwoError
 from app.model import networks, weights
 from app.model.networks import ConvNet, unfold_batchnorms
-from training import checkpoint, cli, data, export, metrics, report
+from training import checkpoint, cli, data, export, metrics, private, report
+from training.audit import summary
 from training.data import Dataset, Split
+from training.datasets import selection
 from training.distillation import load_teacher
 from training.distributed import DistributedContext, init_distributed
 from training.loader import Loader
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     for folder in (run_dir, arguments.out.parent):
         folder.mkdir(parents=True, exist_ok=True)  # an unwritable folder should fail now, not after training
     dataset = _load_data(arguments, recipe.image_size, context)
-    train, val = data.train_val_split(dataset.train, recipe.val_fraction, recipe.seed)
+    train, val = data.training_and_validation(dataset, recipe.val_fraction, recipe.seed)
     network = build_network(recipe, train, len(dataset.classes))
     # The card records the versions of other files, since paths mean nothing on another machine.
     initial = load_pretrained(network, Path(recipe.initial_weights), train.images) if recipe.initial_weights else ""
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     if context.is_main:  # all processes hold the same weights
         final = trainer.final_network()
         _, probabilities = export.export(arguments.out, card, dataset.test, val, final, trainer.seconds, str(own))
-        split_name, split = ("validation", val) if arguments.no_test else ("test", dataset.test)
+        split_name, split = ("test", dataset.test) if len(dataset.test) else ("validation", val)
         title = f"{name}, {split_name} images"
         accuracy = _write_report(run_dir, title, trainer.history, probabilities, split, dataset.classes)
         print(
@@ -109,9 +111,10 @@ def disable_malloc_trim() -> None:
 
 def _load_data(arguments: argparse.Namespace, size: int, context: DistributedContext) -> Dataset:
     if arguments.download and context.is_main:
-        data.download(arguments.data)
+        data.download(arguments.data, arguments.dataset or "cifar10")
     context.all_reduce_sum(0)  # a barrier: the other processes wait for the download
-    dataset = data.load(arguments.data, size, ["train"] if arguments.no_test else data.SPLITS)
+    splits = ["train"] if arguments.no_test else data.SPLITS
+    dataset = data.load(arguments.data, size, splits, selection.from_flags(arguments))
     if context.is_main:
         report_files(dataset)
     return dataset
@@ -123,10 +126,8 @@ def report_files(dataset: Dataset) -> None:
         f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
         f"{len(dataset.classes)} classes"
     )
-    for path, reason in dataset.rejected:
-        logger.warning("rejected %s: %s", path, reason)
-    if dataset.rejected:
-        print(f"{len(dataset.rejected)} files were rejected; see above.")
+    for line in (*dataset.notes, *summary.lines(dataset)):
+        print(line)
     if dataset.dark_16_bit:
         logger.warning(
             "%d files of 16 bits a channel use the lowest 12 bits only and are nearly black, such as %s; "
@@ -154,21 +155,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR",
-        help="torchvision's CIFAR-10 folder, or one with train/<class>/* and test/<class>/*")  # fmt: skip
     add("--out", type=Path, default=Path("weights/model.safetensors"), metavar="FILE",
         help="weights file to write [%(default)s]")  # fmt: skip
     add("--name", help="name on the model card [stem of --out]")
     add("--run-dir", type=Path, metavar="DIR", help="folder for checkpoints, logs and report [runs/<name>]")
     add("--resume", action="store_true", help="continue from the last checkpoint; other flags change its recipe")
     add("--no-test", action="store_true", help="do not read the test images, to choose a recipe without them")
-    add("--download", action="store_true", help="download CIFAR-10 into --data first")
+    add("--download", action="store_true", help="download --dataset, or else CIFAR-10, into --data first")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
     add("--compile", action="store_true",
         help="compile the network with torch.compile: minutes at the start, then faster steps")  # fmt: skip
     add("--checkpoint-interval-s", type=float, default=60.0, metavar="FLOAT",
         help="seconds between checkpoints; one takes about 0.1 s [%(default)s]")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events into --run-dir")
+    selection.add_flags(parser)
+    private.add_flags(parser)
     cli.add_flags(parser)
     deprecated = {**DEPRECATED_NAMES, "skip_test": "no_test", "checkpoint_s": "checkpoint_interval_s"}
     return parser.parse_args(cli.replace_deprecated(sys.argv[1:] if argv is None else argv, deprecated))
@@ -179,6 +180,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     disable_malloc_trim()
     try:
+        if arguments.dp_epsilon is not None:
+            private.run(arguments)
+            return
         device = available_device(resolve_device(arguments.device))
         with init_distributed(device) as context:
             run(arguments, device, context)

@@ -1,8 +1,13 @@
-"""API keys from the settings and from a file that may change while the service runs."""
+"""API keys from the settings and from a file that may change while the service runs.
+
+A line of the file is a key, which a name may follow, and then a rate limit: `KEY NAME IMAGES_PER_SECOND BURST`.
+"""
 
 import asyncio
+import hashlib
 import hmac
 import logging
+import math
 import os
 import re
 import stat
@@ -10,12 +15,32 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from app.api.rate_limit import RateLimit
 from app.errors import SettingsError, Unauthorized
 
 MAX_FILE_BYTES = 1_000_000
+NAME = re.compile(rb"[\w.-]{1,64}")
 COMMENT = re.compile(rb"(?:^|\s)#")
 
 logger = logging.getLogger(__name__)
+
+
+class ApiKey:
+    """A key, its public name (empty for none) and its limit. `caller` identifies it without giving it away."""
+
+    def __init__(self, secret: bytes, name: str = "", limit: RateLimit | None = None) -> None:
+        self.secret = secret
+        self.name = name
+        self.limit = limit
+        self.caller = "key " + hashlib.sha256(secret).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"ApiKey(name={self.name!r})"
+
+    def is_like(self, other: "ApiKey") -> bool:
+        """Whether key, name and limit are the same, so that the images left of the limit carry over."""
+        own, its = ((each.limit.rate, each.limit.burst) if each.limit else None for each in (self, other))
+        return (self.secret, self.name, own) == (other.secret, other.name, its)
 
 
 class ApiKeys:
@@ -26,28 +51,30 @@ class ApiKeys:
 
     def __init__(self, fixed: Sequence[str] = (), file: Path | None = None) -> None:
         self.disabled = not fixed and file is None
-        self._fixed = [key.encode() for key in fixed]
+        self._fixed = [ApiKey(key.encode()) for key in fixed]
         self._file = file
         self._data = b""  # of the file as it is in effect
         self._seen = b""  # of the file at the last reload
         self._problem = ""
-        self._keys = self._fixed
+        self._keys: list[ApiKey] = self._fixed
         if file:
             try:
                 self._accept(read_key_file(file))
             except (OSError, ValueError) as error:
                 raise SettingsError(f"THIRTYTWO_API_KEYS_FILE: {file} {describe(error)}.") from error
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises Unauthorized if keys are set and neither header (names in lower case) has one of them."""
+    def check(self, headers: Mapping[bytes, bytes]) -> ApiKey | None:
+        """The key in one of the two headers (names in lower case), None without keys. Raises Unauthorized."""
         if self.disabled:
-            return
+            return None
         scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
         sent = [credentials.strip()] if scheme.lower() == b"bearer" else []
         sent.append(headers.get(b"x-api-key", b""))
-        matches = [hmac.compare_digest(each, key) for each in sent for key in self._keys]  # all, for constant time
-        if not any(matches):
+        pairs = [(each, key) for each in sent for key in self._keys]
+        matches = [key for each, key in pairs if hmac.compare_digest(each, key.secret)]  # all, for constant time
+        if not matches:
             raise Unauthorized("Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
+        return matches[0]
 
     def reload(self, at_once: bool = True) -> None:
         """Reads the file again. Without `at_once` a change must be the same in two successive calls.
@@ -58,13 +85,13 @@ class ApiKeys:
             return
         try:
             data = read_key_file(self._file)
+            is_stable, self._seen = data == self._seen, data
+            if data != self._data and (at_once or is_stable):
+                self._accept(data)
         except (OSError, ValueError) as error:
             self._report(describe(error))
             return
         self._problem = ""
-        if data != self._data and (at_once or data == self._seen):
-            self._accept(data)
-        self._seen = data
 
     async def reload_every(self, interval_s: float) -> None:
         """Reloads for ever, in a thread: a file system that does not answer must not block the event loop."""
@@ -73,7 +100,7 @@ class ApiKeys:
             await asyncio.to_thread(self.reload, False)
 
     def _accept(self, data: bytes) -> None:
-        keys = parse_keys(data)
+        keys = [next((old for old in self._keys if old.is_like(key)), key) for key in parse_keys(data)]
         self._data = self._seen = data
         self._keys = self._fixed + keys
         level = logging.INFO if self._keys else logging.WARNING
@@ -104,10 +131,25 @@ def read_key_file(file: Path) -> bytes:
     return data
 
 
-def parse_keys(data: bytes) -> list[bytes]:
-    """One key per line, without comments, surrounding white space and a byte-order mark."""
-    lines = (COMMENT.split(line, 1)[0].strip() for line in data.removeprefix(BOM_UTF8).splitlines())
-    return [line for line in lines if line]
+def parse_keys(data: bytes) -> list[ApiKey]:
+    """One key per line, without comments and a byte-order mark. Raises ValueError that names the line, not the key."""
+    lines = [COMMENT.split(line, 1)[0].split() for line in data.removeprefix(BOM_UTF8).splitlines()]
+    return [_parse_key(number, fields) for number, fields in enumerate(lines, 1) if fields]
+
+
+def _parse_key(number: int, fields: list[bytes]) -> ApiKey:
+    secret, name, *numbers = [*fields, b""] if len(fields) == 1 else fields
+    if name and not NAME.fullmatch(name):
+        raise ValueError(f"line {number}: a name has letters, digits, '.', '_' and '-', at most 64")
+    if not numbers:
+        return ApiKey(secret, name.decode())
+    try:
+        rate, burst = float(numbers[0]), int(numbers[1])
+        if len(numbers) > 2 or not 0 < rate < math.inf or burst < 1:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise ValueError(f"line {number}: a key, a name, images per second and a burst of images are needed") from None
+    return ApiKey(secret, name.decode(), RateLimit(rate, burst))
 
 
 def describe(error: Exception) -> str:

@@ -1,12 +1,15 @@
 """Runs the pipeline for one HTTP request, while its caller stays connected."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 from starlette.types import Receive, Scope
 
-from app.errors import ClientDisconnected
+from app.api.auth import ApiKey
+from app.errors import ClientDisconnected, NotReady, QueueFull
+from app.inference.classifier import Classifier
 from app.inference.decoding import File
 from app.inference.pipeline import Classification, Deadline, Prediction
 from app.state import State
@@ -17,22 +20,42 @@ INLINE_PROBABILITIES = 5000  # 256 images of ten classes take 2 ms, of a thousan
 Result = TypeVar("Result")
 
 
+class Caller(NamedTuple):
+    """Whose share of the queue a request uses: that of its API key, else that of the client's address."""
+
+    name: str
+    key: ApiKey | None
+
+
+def caller_of(scope: Scope, key: ApiKey | None) -> Caller:
+    client = scope.get("client")
+    return Caller(key.caller if key else client[0] if client else "", key)
+
+
 async def classify(
     scope: Scope,
     receive: Receive,
     service: State,
+    caller: Caller,
+    classifier: Classifier,
     files: Sequence[File],
     deadline: Deadline,
     *,
     errors_per_file: bool = True,
 ) -> Classification:
-    """Raises what `Pipeline.classify` raises, and ClientDisconnected. Records timings and predictions."""
-    running = service.pipeline.classify(files, deadline, caller(scope), errors_per_file=errors_per_file)
-    classification = await run_until_disconnect(receive, running)
+    """Raises what `Pipeline.classify` raises, ClientDisconnected, RateLimited and TooLarge of the key.
+
+    Records timings and predictions.
+    """
+    with _limited(scope, service, caller.key, len(files)):
+        running = service.pipeline.classify(
+            files, deadline, caller.name, classifier=classifier, errors_per_file=errors_per_file
+        )
+        classification = await run_until_disconnect(receive, running)
     outcomes, start, *seconds = classification
     timings = scope["state"]["timings"] = Timings(start, *seconds)
     service.metrics.observe_timings(timings)
-    service.metrics.observe_predictions([each for each in outcomes if isinstance(each, Prediction)])
+    service.metrics.observe_predictions(classifier.classes, [each for each in outcomes if isinstance(each, Prediction)])
     return classification
 
 
@@ -43,10 +66,25 @@ async def off_loop(render: Callable[[], Result], probabilities: int, service: St
     return await asyncio.get_running_loop().run_in_executor(service.executor, render)
 
 
-def caller(scope: Scope) -> str:
-    """Whose share of the queue the request uses: the client's address."""
-    client = scope.get("client")
-    return client[0] if client else ""
+@contextmanager
+def _limited(scope: Scope, service: State, key: ApiKey | None, images: int) -> Iterator[None]:
+    """Counts the images of a named key, against its limit if it has one. A refusal by the queue costs nothing."""
+    limit, accepted = key.limit if key else None, False
+    try:
+        if limit:
+            limit.take(images)
+        accepted = True
+        yield
+    except (QueueFull, NotReady):
+        if limit and accepted:
+            limit.give_back(images)
+        accepted = False
+        raise
+    finally:
+        if limit:
+            scope["state"]["rate_limit"] = limit.headers()
+        if key and key.name:
+            service.metrics.observe_key(key.name, images, accepted)
 
 
 async def run_until_disconnect(receive: Receive, work: Coroutine[object, object, Result]) -> Result:

@@ -136,6 +136,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message["headers"] += ((b"x-request-id", self._request_id.encode()), *SECURITY_HEADERS)
+            if limit := self._state.get("rate_limit"):
+                message["headers"] += limit
             if self._body_pending:
                 message["headers"].append((b"connection", b"close"))
         elif self._method == "HEAD":

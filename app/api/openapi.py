@@ -55,6 +55,10 @@ INFER: dict[str, Any] = {
     },
     "security": KEYS,
 }
+LOAD: dict[str, Any] = {
+    "requestBody": {"required": False, "content": {"application/json": {"schema": {"type": "object"}}}},
+    "security": KEYS[:2],
+}
 INFERENCE_ERROR: dict[str, Any] = {
     "description": "Any other status: the reason.",
     "content": {
@@ -99,7 +103,8 @@ DESCRIPTIONS = {
     414: "The URL is too long.",
     415: "Not PNG, JPEG, WebP, BMP or GIF.",
     422: "The image is broken, of a wrong size under STRICT_SIZE, or `top_k` is out of range.",
-    429: "The queue is full; `Retry-After` is the estimated wait in seconds.",
+    429: "The queue or the caller's share of it is full, or the key's rate limit is reached; `Retry-After` is the "
+    "estimated wait in seconds.",
     431: "Too many or too long headers.",
     503: "Not ready yet, or shutting down.",
     504: "Not answered within the request timeout.",
@@ -117,9 +122,20 @@ DETAILS: dict[type[errors.RequestError], str] = {
     errors.WrongSize: "The image is 451 x 300; only 32 x 32 is accepted.",
     errors.InvalidParameter: "top_k is '11'; it must be a whole number from 1 to 10.",
     errors.QueueFull: "512 images are waiting; there is no room.",
+    errors.RateLimited: "This key admits 100 images per second, and 200 at once.",
     errors.HeadTooLarge: "The head of the request has over 32768 bytes.",
     errors.NotReady: "The service is shutting down.",
     errors.DeadlineExceeded: "No answer within 10 s.",
+}
+RATE_LIMIT = {
+    "RateLimit-Policy": {
+        "description": "burst and window of the key's rate limit, if it has one",
+        "schema": {"type": "string", "example": '"key";q=200;qu="images";w=2'},
+    },
+    "RateLimit": {
+        "description": "images left, and seconds until the whole burst is",
+        "schema": {"type": "string", "example": '"key";r=184;t=1'},
+    },
 }
 RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}}
 
@@ -153,7 +169,7 @@ PREDICT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A prediction or an error for each file, in the order of the files.",
         "content": {"application/json": {"examples": ANSWERS}},
-        "headers": {"Server-Timing": TIMING},
+        "headers": {"Server-Timing": TIMING, **RATE_LIMIT},
     },
     **ERRORS,
 }

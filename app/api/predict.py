@@ -11,11 +11,11 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api import openapi, schemas, uploads
-from app.api.inference import caller, classify, off_loop
+from app.api.inference import caller_of, classify, off_loop
 from app.api.problems import TYPE
 from app.api.uploads import Upload
 from app.errors import InvalidParameter, RequestError
-from app.inference.classifier import top_classes
+from app.inference.classifier import Classifier, ood_fields, top_classes
 from app.inference.pipeline import Classification, Deadline, Prediction
 from app.state import State
 
@@ -51,20 +51,20 @@ async def predict(request: Request) -> Response:
     """
     scope, service = request.scope, request.state.service
     headers = dict(scope["headers"])
-    service.keys.check(headers)
+    caller = caller_of(scope, service.keys.check(headers))
     with service.lifecycle.admit():
-        service.pipeline.check_capacity(1, caller(scope))
+        service.pipeline.check_capacity(1, caller.name)
         form = await uploads.read(request.receive, headers, service.settings, service.executor)
         deadline = Deadline.after(service.settings.request_timeout_s)
-        top_k = _top_k(scope["query_string"], form.fields, len(service.classifier.classes))
+        classifier = service.classifier  # may be another one for the next request
+        top_k = _top_k(scope["query_string"], form.fields, len(classifier.classes))
         files = [upload.data for upload in form.files]
-        classification = await classify(scope, request.receive, service, files, deadline)
+        classification = await classify(scope, request.receive, service, caller, classifier, files, deadline)
     errors = [outcome for outcome in classification.outcomes if isinstance(outcome, RequestError)]
     if len(errors) == len(classification.outcomes):
         raise errors[0]
-    classes = len(service.classifier.classes)
-    render = partial(_render, form.files, classification, top_k, service)
-    content = await off_loop(render, len(form.files) * classes, service)
+    render = partial(_render, form.files, classification, top_k, classifier, service)
+    content = await off_loop(render, len(form.files) * len(classifier.classes), service)
     return Response(content, media_type="application/json", headers={"Server-Timing": _server_timing(classification)})
 
 
@@ -82,9 +82,11 @@ def _server_timing(classification: Classification) -> str:
     return f"decode;dur={decode_s * 1e3:.2f}, queue;dur={queue_s * 1e3:.2f}, model;dur={inference_s * 1e3:.2f}"
 
 
-def _render(files: list[Upload], classification: Classification, top_k: int, service: State) -> bytes:
+def _render(
+    files: list[Upload], classification: Classification, top_k: int, classifier: Classifier, service: State
+) -> bytes:
     """The contract's JSON, serialised file by file: no call holds the interpreter lock for long."""
-    weights = service.classifier.weights
+    weights = classifier.weights
     predictions = [
         to_json(
             {"filename": file.filename, "error": _file_error(outcome, service)}
@@ -103,6 +105,7 @@ def _prediction(prediction: Prediction, top_k: int, classes: list[str]) -> dict[
         "label": top[0]["label"],
         "confidence": top[0]["probability"],
         "top": top,
+        **ood_fields(prediction.ood),
         "resized_from": prediction.resized_from,
     }
 

@@ -36,7 +36,8 @@ router, docs_router, metrics_router, page_router = (APIRouter() for _ in range(4
 
 @router.get("/model", tags=["Model"], summary="The model's card")
 async def model(service: Service) -> schemas.ModelCard:
-    return schemas.ModelCard(**service.classifier.card())
+    shadow = service.pipeline.shadow
+    return schemas.ModelCard(**service.classifier.card(), shadow=shadow.report() if shadow else None)
 
 
 @router.get("/healthz", tags=["Operation"], summary="Alive", responses={503: openapi.ERRORS[503]})

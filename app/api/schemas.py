@@ -28,6 +28,10 @@ class Prediction(BaseModel):
     label: str
     confidence: float = Field(ge=0, le=1, description="probability of the label")
     top: list[Top]
+    ood_score: float | None = Field(
+        None, ge=0, le=1, description="share of validation images that resemble the training images more; may be absent"
+    )
+    ood: bool | None = Field(None, description="whether ood_score is above 0.95; absent without it")
     resized_from: tuple[int, int] | None = Field(description="[width, height] where it was not the model's input size")
 
 
@@ -53,6 +57,21 @@ class Problem(BaseModel):
     request_id: str
 
 
+class Agreement(BaseModel):
+    images: int
+    agreement: float | None = Field(description="share of the images that both models label alike; null without any")
+
+
+class ShadowCard(Agreement):
+    """The candidate that runs on a sample of the traffic, since it was loaded, in the process that responds."""
+
+    name: str
+    version: str
+    sample: float = Field(description="share of requests")
+    classes: dict[str, Agreement] = Field(description="by the label of the model that serves")
+    ms_per_image: float | None = Field(description="on one low-priority thread, with decoding for another input size")
+
+
 class ModelCard(BaseModel):
     """The weights' card and how they are served."""
 
@@ -75,6 +94,7 @@ class ModelCard(BaseModel):
     engine: str
     device: str
     precision: str
+    shadow: ShadowCard | None = Field(None, description="of SHADOW_WEIGHTS")
 
 
 class Health(BaseModel):

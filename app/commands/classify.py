@@ -15,8 +15,9 @@ from app.commands.classify_output import FORMATS, Outcome, Output
 from app.commands.image_files import Source
 from app.errors import RequestError, ThirtytwoError, UndecodableImage
 from app.inference.pipeline import Deadline, Pipeline
-from app.lifespan import build_classifier, build_pipeline, load_engine
+from app.lifespan import build_pipeline
 from app.settings import Settings
+from app.sources import build_classifier, load_engine
 
 TIMEOUT_S = 3600.0  # of one chunk; a local user waits
 CLOSE_S = 10.0  # for batches in progress
@@ -33,8 +34,8 @@ def run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         config = settings.load()
-        changes = {"weights": arguments.weights or config.weights, "workers": 1, "max_request_pixels": UNLIMITED}
-        config = config.model_copy(update=changes)
+        one_caller = {"workers": 1, "max_request_pixels": UNLIMITED, "max_queue_share": 1.0}
+        config = config.model_copy(update={"weights": arguments.weights or config.weights, **one_caller})
         classifier = build_classifier(config, load_engine)
     except ThirtytwoError as error:
         print(f"error: {error}", file=sys.stderr)

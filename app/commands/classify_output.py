@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 from app.api.problems import TYPE
 from app.errors import RequestError
-from app.inference.classifier import top_classes
+from app.inference.classifier import ood_fields, top_classes
 from app.inference.pipeline import Prediction
+from app.model.ood import is_ood
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 
@@ -42,7 +43,7 @@ class Text(Output):
             print(f"{name}: {outcome}", file=in_utf8(sys.stderr))
         else:
             row = ", ".join(f"{entry['label']} {entry['probability']:.1%}" for entry in self.top(outcome))
-            print(f"{name}: {row}", file=self.stream)
+            print(f"{name}: {row}{', out of distribution' if is_ood(outcome.ood) else ''}", file=self.stream)
 
 
 class JsonLines(Output):
@@ -56,23 +57,24 @@ class JsonLines(Output):
             return {"error": {"type": TYPE + outcome.type, "title": outcome.title, "detail": str(outcome)}}
         top = self.top(outcome)
         best = {"label": top[0]["label"], "confidence": top[0]["probability"]}
-        return {**best, "top": top, "resized_from": outcome.resized_from}
+        return {**best, "top": top, **ood_fields(outcome.ood), "resized_from": outcome.resized_from}
 
 
 class Csv(Output):
-    """Columns: file, label_1, probability_1, ..., error."""
+    """Columns: file, label_1, probability_1, ..., ood_score (empty for a file without scores), error."""
 
     def __init__(self, stream: TextIO, classes: list[str], top_k: int) -> None:
         super().__init__(stream, classes, top_k)
         self._writer = csv.writer(self.stream, lineterminator="\n")
         columns = [f"{column}_{rank}" for rank in range(1, top_k + 1) for column in ("label", "probability")]
-        self._writer.writerow(["file", *columns, "error"])
+        self._writer.writerow(["file", *columns, "ood_score", "error"])
 
     def write(self, name: str, outcome: Outcome) -> None:
         if isinstance(outcome, RequestError):
-            values, error = [""] * 2 * self.top_k, str(outcome)
+            values, error = [""] * (2 * self.top_k + 1), str(outcome)
         else:
-            values, error = [value for entry in self.top(outcome) for value in entry.values()], ""
+            values, error = [str(value) for entry in self.top(outcome) for value in entry.values()], ""
+            values.append("" if outcome.ood is None else f"{outcome.ood:.4f}")
         self._writer.writerow([readable(name), *values, error])
 
 

@@ -43,8 +43,13 @@ def run(argv: list[str]) -> int:
 
 
 def choose_workers(config: Settings, cpus: int, temporary_directory: Callable[[], str] = tempfile.gettempdir) -> int:
-    """The setting, or the device's default; one where that needs a temporary directory and there is none."""
+    """The setting, or the device's default; one where several cannot be. Raises SettingsError if the setting cannot."""
     workers = defaults.workers(config.workers, config.device, cpus)
+    if workers > 1 and config.shadow_weights:
+        if config.workers:
+            raise SettingsError(f"{PREFIX}SHADOW_WEIGHTS needs one HTTP process; {PREFIX}WORKERS is {workers}.")
+        logger.warning("one HTTP process, since SHADOW_WEIGHTS needs that")
+        return 1
     if workers == 1 or config.workers:
         return workers
     try:

@@ -13,7 +13,7 @@ from app.engines.remote import RemoteEngine
 from app.errors import WeightsError
 from app.model.weights import Weights
 
-__all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "verify_references"]
+__all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "release_cache", "verify_references"]
 
 # Largest allowed difference from a reference probability, by precision.
 TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
@@ -79,6 +79,12 @@ def reference_difference(engine: Engine, weights: Weights) -> float:
     else:
         probabilities, expected = engine(weights.reference_images).probabilities, weights.reference_probabilities
     return float(np.abs(probabilities - expected).max())
+
+
+def release_cache(device: str) -> None:
+    """Returns the memory of released engines that torch keeps for later tensors of this process."""
+    if device.startswith("cuda") and (torch := sys.modules.get("torch")):  # a front end has none
+        torch.cuda.empty_cache()
 
 
 def _load(name: str, weights: Weights, device: str, threads: int, precision: str, early_exit: bool) -> Engine:

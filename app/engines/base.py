@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 
 class Output(NamedTuple):
-    """Probabilities float32 [N, classes], and the stage uint8 [N] after which each image left (0 without a cascade)."""
+    """Probabilities float32 [N, classes], and the stage uint8 [N] after which each image left (0 without a cascade).
+
+    `ood` float32 [N]: out-of-distribution scores from 0 to 1; None for a file without them.
+    """
 
     probabilities: NDArray[np.float32]
     stages: NDArray[np.uint8]
+    ood: NDArray[np.float32] | None = None
 
 
 class Engine(Protocol):

@@ -57,9 +57,13 @@ class CascadeEngine:
         probabilities = np.empty((len(images), 0), np.float32)
         exits = np.zeros(len(images), np.uint8)
         outputs: list[Output] = []
+        ood: Array | None = None
         for index, stage in enumerate(self._stages):
             if len(left):
-                history.append(self._log_probabilities(stage, images[left], exclusive))
+                passes = self._run_passes(stage, images[left], exclusive)
+                if not index:  # the first network sees every image, so that its scores are comparable
+                    ood = passes.ood
+                history.append(np.log(np.maximum(passes.probabilities, PROBABILITY_FLOOR)))
                 logits: Array = np.mean(history[-stage.average_last :], axis=0, dtype=np.float32)
                 stage_probabilities = calibrated_softmax(logits, stage.temperature, stage.label_smoothing_correction)
                 if not index:
@@ -68,10 +72,10 @@ class CascadeEngine:
                 if early_exit and stage.threshold is not None:
                     stays = stage_probabilities.max(1) < np.float32(stage.threshold)
                     left, history = left[stays], [each[stays] for each in history]
-            outputs.append(Output(probabilities.copy(), exits.copy()))
+            outputs.append(Output(probabilities.copy(), exits.copy(), ood))
         return outputs
 
-    def _log_probabilities(self, stage: Stage, images: NDArray[np.uint8], exclusive: bool) -> Array:
+    def _run_passes(self, stage: Stage, images: NDArray[np.uint8], exclusive: bool) -> Output:
         count = len(images)
         if stage.hflip:
             images = images[:, :, ::-1]
@@ -81,9 +85,13 @@ class CascadeEngine:
         network = self._networks[stage.network]
         starts = accumulate(sizes, initial=0)
         parts = [np.ascontiguousarray(images[start : start + size]) for start, size in zip(starts, sizes, strict=False)]
-        probabilities = np.concatenate([network(part, exclusive).probabilities for part in parts])[:count]
-        log_probabilities: Array = np.log(np.maximum(probabilities, PROBABILITY_FLOOR))
-        return log_probabilities
+        outputs = [network(part, exclusive) for part in parts]
+        ood = [output.ood for output in outputs if output.ood is not None]
+        return Output(
+            np.concatenate([output.probabilities for output in outputs])[:count],
+            np.zeros(count, np.uint8),
+            np.concatenate(ood)[:count] if ood else None,
+        )
 
 
 def plan_passes(sizes: Sequence[int], overhead: float) -> list[list[int]]:

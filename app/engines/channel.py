@@ -1,5 +1,9 @@
 """Calls from a front end to the engine process: images and probabilities in shared memory, one message each way.
 
+A front end has one link, a stream socket. It sends LOAD or CONNECT; the engine process answers with a description of
+its model, after CONNECT with channels to it. The calls of these channels run on that model until the front end closes
+them.
+
 The memory is anonymous and the sockets are passed as descriptors, so the kernel frees both, however a process exits.
 """
 
@@ -15,11 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import DeviceLostError
+from app.errors import DeviceLostError, WeightsError
 
 CALL = Struct("=II")  # operation, images
 RESULT = Struct("=I")  # status
+REQUEST = Struct("=I")  # operation
 LENGTH = Struct("=I")  # bytes of the JSON that follows
+MAX_DESCRIPTORS = 64
 ALIGNMENT = 64  # bytes; a cache line
 
 LOST = "The engine process exited."
@@ -28,6 +34,8 @@ LOST = "The engine process exited."
 class Operation(IntEnum):
     RUN = 1
     VERIFY = 2  # reproduce the reference outputs
+    LOAD = 3  # on the link: read the weights file again, and serve it
+    CONNECT = 4  # on the link: channels to the model that serves
 
 
 class Status(IntEnum):
@@ -46,29 +54,32 @@ class Layout(NamedTuple):
     def channel_bytes(self) -> int:
         return self._offsets()[-1]
 
-    def _offsets(self) -> tuple[int, int, int]:
-        """Where pixels and stages begin, and where the next channel begins."""
-        pixels = _aligned(4 * self.max_batch * self.classes)
+    def _offsets(self) -> tuple[int, int, int, int]:
+        """Where scores, pixels and stages begin, and where the next channel begins."""
+        ood = _aligned(4 * self.max_batch * self.classes)
+        pixels = _aligned(ood + 4 * self.max_batch)
         stages = pixels + self.max_batch * self.input_size**2 * 3
-        return pixels, stages, _aligned(stages + self.max_batch)
+        return ood, pixels, stages, _aligned(stages + self.max_batch)
 
 
 class Channel:
     """One end of one call at a time: a socket, and arrays of `layout.max_batch` images in shared memory.
 
-    `pixels` uint8 [B, S, S, 3], `probabilities` float32 [B, classes], `stages` uint8 [B].
+    `pixels` uint8 [B, S, S, 3], `probabilities` float32 [B, classes], `stages` uint8 [B], `ood` float32 [B]: NaN
+    for a file without scores.
     """
 
     def __init__(self, connection: socket.socket, memory: mmap.mmap, layout: Layout, index: int) -> None:
         self.connection = connection
         batch, size = layout.max_batch, layout.input_size
         start = index * layout.channel_bytes
-        pixels, stages, _ = layout._offsets()
+        ood, pixels, stages, _ = layout._offsets()
 
         def array(dtype: Any, shape: tuple[int, ...], offset: int) -> NDArray[Any]:
             return np.ndarray(shape, dtype, memory, start + offset)
 
         self.probabilities: NDArray[np.float32] = array(np.float32, (batch, layout.classes), 0)
+        self.ood: NDArray[np.float32] = array(np.float32, (batch,), ood)
         self.pixels: NDArray[np.uint8] = array(np.uint8, (batch, size, size, 3), pixels)
         self.stages: NDArray[np.uint8] = array(np.uint8, (batch,), stages)
 
@@ -91,7 +102,10 @@ class Channel:
 
 
 class Description(NamedTuple):
-    """What a front end learns of the engine: its attributes, and the card of the weights file as JSON."""
+    """What a front end learns of the engine: its attributes, and the card of the weights file as JSON.
+
+    `fingerprint` is that of the file when it was read, by `app.model.file_watch`.
+    """
 
     name: str
     device: str
@@ -100,17 +114,15 @@ class Description(NamedTuple):
     card: dict[str, Any]
     layout: Layout
     channels: int
+    fingerprint: tuple[int, ...] | None = None
 
 
 def offer(link: socket.socket, description: Description) -> list[Channel]:
     """Sends the description with new shared memory and sockets; returns the engine process's ends. Raises OSError."""
     pairs = [socket.socketpair() for _ in range(description.channels)]
     memory = _anonymous_memory(description.channels * description.layout.channel_bytes)
-    text = json.dumps(description._asdict()).encode()
     try:
-        descriptors = [memory, *(theirs.fileno() for _, theirs in pairs)]
-        socket.send_fds(link, [LENGTH.pack(len(text))], descriptors)
-        link.sendall(text)
+        _send(link, description._asdict(), [memory, *(theirs.fileno() for _, theirs in pairs)])
         return _channels([ours for ours, _ in pairs], memory, description)
     finally:
         os.close(memory)
@@ -118,16 +130,30 @@ def offer(link: socket.socket, description: Description) -> list[Channel]:
             theirs.close()
 
 
+def describe(link: socket.socket, description: Description | Exception) -> None:
+    """Answers LOAD: with the model that serves now, or with the reason why another one stays. Raises OSError."""
+    _send(link, {"error": str(description)} if isinstance(description, Exception) else description._asdict(), [])
+
+
+def connect(link: socket.socket) -> tuple[Description, list[Channel]]:
+    """Sends CONNECT and waits for the `offer`. Raises DeviceLostError if the engine process exits."""
+    _request(link, Operation.CONNECT)
+    return accept(link)
+
+
+def load(link: socket.socket) -> Description:
+    """Sends LOAD and waits for the model. Raises WeightsError with the reason, DeviceLostError."""
+    _request(link, Operation.LOAD)
+    fields, _ = _receive(link)
+    if "error" in fields:
+        raise WeightsError(fields["error"])
+    return _description(fields)
+
+
 def accept(link: socket.socket) -> tuple[Description, list[Channel]]:
     """The front end's side of `offer`; waits for it. Raises DeviceLostError if the engine process exits."""
-    try:
-        head, descriptors, *_ = socket.recv_fds(link, LENGTH.size, 64)
-        if len(head) < LENGTH.size:
-            raise ConnectionError
-        fields = json.loads(receive(link, *LENGTH.unpack(head)))
-    except OSError as error:
-        raise DeviceLostError(LOST) from error
-    description = Description(**fields)._replace(layout=Layout(*fields["layout"]))
+    fields, descriptors = _receive(link)
+    description = _description(fields)
     memory, *sockets = descriptors
     try:
         return description, _channels([socket.socket(fileno=each) for each in sockets], memory, description)
@@ -144,6 +170,36 @@ def receive(connection: socket.socket, count: int) -> bytes:
             raise ConnectionError
         data += more
     return data
+
+
+def _request(link: socket.socket, operation: Operation) -> None:
+    try:
+        link.sendall(REQUEST.pack(operation))
+    except OSError as error:
+        raise DeviceLostError(LOST) from error
+
+
+def _send(link: socket.socket, fields: dict[str, Any], descriptors: list[int]) -> None:
+    text = json.dumps(fields).encode()
+    socket.send_fds(link, [LENGTH.pack(len(text))], descriptors)
+    link.sendall(text)
+
+
+def _receive(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    try:
+        head, descriptors, *_ = socket.recv_fds(link, LENGTH.size, MAX_DESCRIPTORS)
+        if len(head) < LENGTH.size:
+            raise ConnectionError
+        return json.loads(receive(link, *LENGTH.unpack(head))), descriptors
+    except OSError as error:
+        raise DeviceLostError(LOST) from error
+
+
+def _description(fields: dict[str, Any]) -> Description:
+    file = fields["fingerprint"]
+    return Description(**fields)._replace(
+        layout=Layout(*fields["layout"]), fingerprint=None if file is None else tuple(file)
+    )
 
 
 def _channels(sockets: list[socket.socket], descriptor: int, description: Description) -> list[Channel]:

@@ -19,11 +19,11 @@ from torch import Tensor
 LANES = 2
 WARM_UP_RUNS = 3  # before a capture, as torch's notes advise: libraries choose kernels and allocate
 
-Forward = Callable[[Tensor], Tensor]  # uint8 [N, S, S, 3] to float32 [N, classes], on the device
+Forward = Callable[[Tensor], Tensor]  # uint8 [N, S, S, 3] to float32 [N, columns], on the device
 
 
 class Captured(NamedTuple):
-    """`replay` computes `output` float32 [N, classes] from the buffer that the forward pass was captured on."""
+    """`replay` computes `output` float32 [N, columns] from the buffer that the forward pass was captured on."""
 
     replay: Callable[[], None]
     output: Tensor
@@ -76,26 +76,26 @@ class CudaStream:
 class Lane:
     """Buffers for batches up to the largest of `sizes`, and a captured forward pass for each size."""
 
-    def __init__(self, stream: Stream, forward: Forward, sizes: Sequence[int], side: int, classes: int) -> None:
+    def __init__(self, stream: Stream, forward: Forward, sizes: Sequence[int], side: int, columns: int) -> None:
         largest = max(sizes)
         self._stream = stream
         self._host_images = stream.pinned((largest, side, side, 3), torch.uint8)
-        self._host_probabilities = stream.pinned((largest, classes), torch.float32)
+        self._host_output = stream.pinned((largest, columns), torch.float32)
         self._images = torch.zeros((largest, side, side, 3), dtype=torch.uint8, device=stream.device)
         # The largest first: the graphs of smaller batches fit into its memory.
         self._captured = {size: stream.capture(forward, self._images[:size]) for size in sorted(sizes, reverse=True)}
         self._pixels = self._host_images.numpy()
-        self._rows = self._host_probabilities.numpy()
+        self._rows = self._host_output.numpy()
 
     def run(self, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-        """Probabilities float32 [N, classes] of N images in a batch of `size`; the other rows are left over."""
+        """The output float32 [N, columns] of N images in a batch of `size`; the other rows are left over."""
         count = len(images)
         self._pixels[:count] = images
         replay, output = self._captured[size]
         with self._stream.active():
             self._images[:count].copy_(self._host_images[:count], non_blocking=True)
             replay()
-            self._host_probabilities[:count].copy_(output[:count], non_blocking=True)
+            self._host_output[:count].copy_(output[:count], non_blocking=True)
         self._stream.synchronize()
         return self._rows[:count].copy()
 
@@ -116,7 +116,7 @@ class GraphedForward:
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """At most `largest` images uint8 [N, S, S, 3] to probabilities float32 [N, classes]."""
+        """At most `largest` images uint8 [N, S, S, 3] to float32 [N, columns]."""
         size = self._sizes[bisect_left(self._sizes, len(images))]
         lane = self._free.get()
         try:
@@ -130,9 +130,9 @@ def build(
     forward: Forward,
     sizes: Sequence[int],
     side: int,
-    classes: int,
+    columns: int,
     make_stream: Callable[[], Stream],
     lanes: int = LANES,
 ) -> GraphedForward:
     """Captures every size in every lane. Raises what the device raises."""
-    return GraphedForward([Lane(make_stream(), forward, sizes, side, classes) for _ in range(lanes)], sizes)
+    return GraphedForward([Lane(make_stream(), forward, sizes, side, columns) for _ in range(lanes)], sizes)

@@ -64,7 +64,9 @@ def resolve_device(
 
 
 def lower_priority() -> None:
-    """Lowers this thread and those that it starts by NICE, on Linux, where threads have priorities of their own."""
+    """Lowers this thread, and those that it starts later, to NICE below the main thread.
+
+    On Linux only, where threads have priorities of their own. A thread can never raise its own again.
+    """
     if sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICE)

@@ -20,6 +20,7 @@ from app.engines.hardware import lower_priority
 from app.errors import DeviceError, WeightsError
 from app.model.calibration import SMOOTHING_FLOOR
 from app.model.card import ModelCard
+from app.model.ood import WHITENING
 from app.model.quantization import ACTIVATION_LEVELS, WEIGHT_LEVELS, activation_bounds
 from app.model.weights import Weights
 
@@ -49,6 +50,7 @@ class OpenVINOEngine:
             raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
         self.precision = precision
         self._sizes: list[int] = []
+        self._detector = weights.ood_detector()
         self.streams = min(threads, MAX_STREAMS)
         model = build_model(weights, weights.card.activation_ranges if precision == "int8" else {})
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
@@ -57,11 +59,10 @@ class OpenVINOEngine:
             compiled = _core().compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
             return [compiled.create_infer_request() for _ in range(streams)]
 
-        with ThreadPoolExecutor(1) as pool:
-            (self._all_cores_request,) = stream_requests = pool.submit(create_requests, 1).result()
-        if self.streams > 1:
-            with ThreadPoolExecutor(1, initializer=lower_priority) as pool:  # stream threads inherit its priority
-                stream_requests = pool.submit(create_requests, self.streams).result()
+        with _low_priority_thread() as thread:
+            (self._all_cores_request,) = stream_requests = thread.submit(create_requests, 1).result()
+            if self.streams > 1:  # their threads inherit the priority
+                stream_requests = thread.submit(create_requests, self.streams).result()
         self._stream_requests = SimpleQueue[openvino.InferRequest]()
         for request in stream_requests:
             self._stream_requests.put(request)
@@ -70,18 +71,26 @@ class OpenVINOEngine:
         count = len(images)
         request = self._all_cores_request if exclusive else self._stream_requests.get()
         try:
-            probabilities: Array = request.infer({0: base.pad(images, self._sizes)}, share_inputs=True)[0]
+            results = request.infer({0: base.pad(images, self._sizes)}, share_inputs=True)
+            probabilities: Array = results[0][:count]
+            ood = self._detector.scores(probabilities, results[1][:count]) if self._detector else None
         finally:
             if not exclusive:
                 self._stream_requests.put(request)
-        return Output(probabilities[:count], np.zeros(count, np.uint8))
+        return Output(probabilities, np.zeros(count, np.uint8), ood)
 
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
-        base.prepare(self, sizes, image)
+        with _low_priority_thread() as thread:
+            thread.submit(base.prepare, self, sizes, image).result()
         self._sizes = sorted(sizes)
 
     def memory(self) -> None:
         return None
+
+
+def _low_priority_thread() -> ThreadPoolExecutor:
+    """For compilation and warm-up: another model may be serving. Both release the GIL, which others may wait for."""
+    return ThreadPoolExecutor(1, "openvino", lower_priority)
 
 
 @cache
@@ -97,6 +106,8 @@ def _core() -> openvino.Core:
 def build_model(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model:
     """uint8 [N, S, S, 3] to probabilities float32 [N, classes]; convolutions named in `ranges` are quantised.
 
+    If the card has an out-of-distribution score, a second output has its whitened features float32 [N, D].
+
     Twin of `app.model.networks.ConvNet.forward` after `fold_batchnorms`: a change there needs one here. A property
     test compares the two over widths, depths and input sizes.
     """
@@ -105,21 +116,30 @@ def build_model(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model
     images = ops.parameter([-1, card.input_size, card.input_size, 3], np.uint8)
     pixels = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))
     x = ops.gelu(_convolution(pixels, state, "whiten", ranges, padding=0), "erf")
+    means = []  # over the pixels of each group's input
     for group in range(len(card.arguments["widths"])):
+        # Quantised once: in int8 a second user of the unquantised tensor makes the network a fifth slower.
+        x = _quantize(x, f"groups.{group}.convs.0", ranges)
+        means.append(ops.reduce_mean(x, np.array([2, 3])))
         x = _group(x, state, group, card.arguments["depth"], ranges)
     features = ops.reduce_max(x, np.array([2, 3]))
     head = ops.constant(state["head.weight"] / card.arguments["widths"][-1])
     logits = ops.matmul(features, head, transpose_a=False, transpose_b=True)
-    return openvino.Model([calibrated_softmax(logits, card)], [images])
+    outputs = [calibrated_softmax(logits, card)]
+    if card.ood:
+        features = ops.concat(means[1:], 1)
+        outputs.append(ops.matmul(features, state[WHITENING], transpose_a=False, transpose_b=True))
+    return openvino.Model(outputs, [images])
 
 
 def _group(
     x: openvino.Node, state: Mapping[str, Array], group: int, depth: int, ranges: Mapping[str, float]
 ) -> openvino.Node:
-    """`networks.ConvGroup`: [N, C, H, W] to [N, C', H / 2, W / 2]."""
+    """`networks.ConvGroup`: [N, C, H, W], already quantised, to [N, C', H / 2, W / 2]."""
     skip = None
     for i in range(depth):
-        y = _convolution(x, state, f"groups.{group}.convs.{i}", ranges, padding=1)
+        name = f"groups.{group}.convs.{i}"
+        y = _convolution(_quantize(x, name, ranges) if i else x, state, name, ranges, padding=1)
         if i == 0:
             y = _max_pool(y)
         if i == depth - 1 and i > 1:
@@ -137,14 +157,20 @@ def calibrated_softmax(logits: openvino.Node, card: ModelCard) -> openvino.Node:
     return ops.divide(corrected, ops.reduce_sum(corrected, np.array([1]), keep_dims=True))
 
 
+def _quantize(x: openvino.Node, name: str, ranges: Mapping[str, float]) -> openvino.Node:
+    """The input of the convolution `name` in int8, if it has a range."""
+    if name not in ranges:
+        return x
+    low, high = activation_bounds(ranges[name])
+    return _fake_quantize(x, np.array(low, np.float32), np.array(high, np.float32), ACTIVATION_LEVELS)
+
+
 def _convolution(
     x: openvino.Node, state: Mapping[str, Array], name: str, ranges: Mapping[str, float], padding: int
 ) -> openvino.Node:
     weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
     kernel = ops.constant(weight)
     if name in ranges:
-        low, high = activation_bounds(ranges[name])
-        x = _fake_quantize(x, np.array(low, np.float32), np.array(high, np.float32), ACTIVATION_LEVELS)
         largest: Array = np.abs(weight).max((1, 2, 3), keepdims=True)
         kernel = _fake_quantize(kernel, -largest, largest, WEIGHT_LEVELS)
     pads = [padding, padding]

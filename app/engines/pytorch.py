@@ -21,6 +21,7 @@ from app.engines.graphs import LANES, CudaStream, GraphedForward, Stream
 from app.errors import DeviceError, DeviceLostError, WeightsError
 from app.model import networks
 from app.model.calibration import SMOOTHING_FLOOR
+from app.model.ood import TENSORS, WHITENING
 from app.model.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class TorchEngine:
             network = load_network(weights).to(self._device, dtype)
             self._network = network.to(memory_format=torch.channels_last)
         self._calibration = weights.card.temperature, weights.card.label_smoothing_correction
+        self._detector = weights.ood_detector()
+        if self._detector:
+            self._whitening = torch.from_numpy(weights.state[WHITENING]).to(self._device, torch.float32)
         self._input_size, self._classes = weights.card.input_size, len(weights.card.classes)
         if make_stream is None and self._device.type == "cuda":
             make_stream = partial(CudaStream, self._device)
@@ -67,14 +71,16 @@ class TorchEngine:
 
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         try:
-            probabilities = self._probabilities(images)
+            columns = self._run(images)
         except RuntimeError as error:
             if is_device_lost(error):
                 raise DeviceLostError(_line(error)) from error
             raise
-        return Output(probabilities, np.zeros(len(images), np.uint8))
+        probabilities, whitened = columns[:, : self._classes], columns[:, self._classes :]
+        ood = self._detector.scores(probabilities, whitened) if self._detector else None
+        return Output(probabilities, np.zeros(len(images), np.uint8), ood)
 
-    def _probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self._graphed is not None and len(images) <= self._graphed.largest:
             return self._graphed(images)
         return self._run_eagerly(images)
@@ -84,12 +90,20 @@ class TorchEngine:
         batch = torch.from_numpy(images)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        probabilities: NDArray[np.float32] = self._forward(batch.to(self._device)).cpu().numpy()
-        return probabilities
+        columns: NDArray[np.float32] = self._forward(batch.to(self._device)).cpu().numpy()
+        return columns
 
     def _forward(self, images: Tensor) -> Tensor:
-        """uint8 [N, S, S, 3] to float32 [N, classes], on the device."""
-        return calibrated_softmax(self._network(images.permute(0, 3, 1, 2)).float(), *self._calibration)
+        """uint8 [N, S, S, 3] to float32 [N, classes + D], on the device: probabilities, then whitened features.
+
+        One tensor, so that a graph has one static output and one copy to the host. D is 0 for a file without scores.
+        """
+        pixels = images.permute(0, 3, 1, 2)
+        if self._detector is None:
+            return calibrated_softmax(self._network(pixels).float(), *self._calibration)
+        assert isinstance(self._network, networks.ConvNet)  # the only architecture with these scores
+        logits, features = self._network.logits_and_means(pixels)
+        return torch.cat([calibrated_softmax(logits, *self._calibration), features @ self._whitening.T], 1)
 
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
         """Captures a graph for each size, and compares it with the eager network."""
@@ -102,9 +116,11 @@ class TorchEngine:
         self, sizes: Sequence[int], image: NDArray[np.uint8], make_stream: Callable[[], Stream]
     ) -> GraphedForward | None:
         """None, with a warning, where the graphs' outputs differ from the eager ones by more than rounding."""
-        graphed = graphs.build(self._forward, sizes, self._input_size, self._classes, make_stream)
         expected = self._run_eagerly(image[None])
-        worst = max(float(np.abs(graphed(image[None].repeat(size, 0)) - expected).max()) for size in sizes)
+        graphed = graphs.build(self._forward, sizes, self._input_size, expected.shape[1], make_stream)
+        outputs = (graphed(image[None].repeat(size, 0)) for size in sizes)
+        classes = self._classes  # the features after them have no common scale
+        worst = max(float(np.abs(output - expected)[:, :classes].max()) for output in outputs)
         if not worst <= GRAPH_TOLERANCE:  # also for NaN
             logger.warning("no CUDA graphs are used: their outputs differ by %.3f", worst)
             return None
@@ -134,7 +150,7 @@ def load_network(weights: Weights) -> nn.Module:
         raise WeightsError(f"The architecture {card.architecture!r} is not supported by this version.") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"Invalid arguments of {card.architecture}: {error}") from error
-    state = {name: torch.from_numpy(value) for name, value in weights.dequantized().items()}
+    state = {name: torch.from_numpy(value) for name, value in weights.dequantized().items() if name not in TENSORS}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,17 @@ Run = Callable[[NDArray[np.uint8], bool], Output]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class EngineModel:
+    """What the calls of some channels run on. `verify` raises if the model no longer reproduces its outputs."""
+
+    run: Run
+    verify: Callable[[], None]
+
+
 class Call(NamedTuple):
     channel: Channel
+    model: EngineModel
     operation: Operation
     images: int
 
@@ -31,29 +41,31 @@ class Call(NamedTuple):
 class EngineServer:
     """`streams` threads that call `run(images, exclusive)` with the images of all calls that wait, up to `max_batch`.
 
-    A call is not split over batches. There is no batching window, and a second thread starts beside a busy one only for
-    a full batch, as in `app.inference.batcher`. When `run` raises, the calls of the batch run one by one; a call that
-    fails alone gets FAILED. When `verify` raises, or `run` raises DeviceLostError, the server fails: `failure` is the
-    cause, and no call is answered any more. `on_batch(images, seconds)` is called after each batch.
+    A batch runs on one model. A call is not split over batches. There is no batching window, and a second thread starts
+    beside a busy one only for a full batch, as in `app.inference.batcher`. When `run` raises, the calls of the batch
+    run one by one; a call that fails alone gets FAILED. When `verify` raises, or `run` raises DeviceLostError, the
+    server fails: `failure` is the cause, and no call is answered any more.
+
+    `on_batch(images, seconds)` is called after each batch, `on_close(model)` after a front end has closed a channel. An
+    idle thread keeps no reference to a model.
     """
 
     def __init__(
         self,
-        run: Run,
-        verify: Callable[[], None],
         max_batch: int,
         streams: int = 1,
         on_batch: Callable[[int, float], None] = lambda images, seconds: None,
+        on_close: Callable[[EngineModel], None] = lambda model: None,
     ) -> None:
         self.failure: Exception | None = None
-        self._run, self._verify, self._on_batch = run, verify, on_batch
+        self._on_batch, self._on_close = on_batch, on_close
         self._max_batch = max_batch
         self._waiting: deque[Call] = deque()
         self._waiting_images = 0
         self._running: dict[int, float] = {}  # time.monotonic of the start, by thread
         self._leading = threading.Lock()  # held by the thread that waits for messages; it runs the next batch itself
         self._selector = selectors.DefaultSelector()
-        self._added: deque[Channel] = deque()
+        self._added: deque[tuple[Channel, EngineModel]] = deque()
         self._closed = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         for end in (self._wake_receiver, self._wake_sender):
@@ -68,9 +80,9 @@ class EngineServer:
         for thread in self._threads:
             thread.start()
 
-    def add(self, channels: Sequence[Channel]) -> None:
-        """Answers these channels, too, until their front end exits."""
-        self._added.extend(channels)
+    def add(self, channels: Sequence[Channel], model: EngineModel) -> None:
+        """Answers these channels, too, until their front end closes them."""
+        self._added.extend((channel, model) for channel in channels)
         self._wake()
 
     @property
@@ -95,38 +107,44 @@ class EngineServer:
         self._register_added()
         for key in list(self._selector.get_map().values()):
             if key.data is not None:
-                key.data.connection.close()
+                key.data[0].connection.close()
         self._selector.close()
         self._wake_receiver.close()
         self._wake_sender.close()
 
     def _work(self, thread: int) -> None:
-        while batch := self._next(thread):
-            calls, exclusive = batch
-            start = self._running[thread]
-            try:
-                statuses = self._execute(calls, exclusive)
-            except Exception as error:
-                logger.critical("the device is lost: %s", error)
-                self.failure = error
-                self.abort()
-                return
-            seconds = time.monotonic() - start
-            del self._running[thread]
-            if self._waiting:
-                self._wake()  # the leader may start now
-            for call, status in zip(calls, statuses, strict=True):
-                with suppress(OSError):  # the front end has exited
-                    call.channel.reply(status)
-            if images := sum(call.images for call in calls):
-                self._on_batch(images, seconds)
+        while self._run_next(thread):
+            pass
+
+    def _run_next(self, thread: int) -> bool:
+        """Runs one batch; False once no more will run."""
+        if (batch := self._next(thread)) is None:
+            return False
+        calls, exclusive = batch
+        start = self._running[thread]
+        try:
+            statuses = self._execute(calls, exclusive)
+        except Exception as error:
+            logger.critical("the device is lost: %s", error)
+            self.failure = error
+            self.abort()
+            return False
+        seconds = time.monotonic() - start
+        del self._running[thread]
+        if self._waiting:
+            self._wake()  # the leader may start now
+        for call, status in zip(calls, statuses, strict=True):
+            with suppress(OSError):  # the front end has exited
+                call.channel.reply(status)
+        if images := sum(call.images for call in calls):
+            self._on_batch(images, seconds)
+        return True
 
     def _next(self, thread: int) -> tuple[list[Call], bool] | None:
         """The calls of the next batch, and whether no other batch runs; None once closed."""
         with self._leading:
             while not self._closed:
-                for key, _ in self._selector.select(0 if self._may_start() else None):
-                    self._receive(key.data)
+                self._receive_messages(self._selector.select(0 if self._may_start() else None))
                 if self._may_start():
                     return self._take(thread)
         return None
@@ -141,6 +159,7 @@ class EngineServer:
         while (
             self._waiting
             and calls[0].operation is self._waiting[0].operation is Operation.RUN
+            and calls[0].model is self._waiting[0].model
             and images + self._waiting[0].images <= self._max_batch
         ):
             calls.append(self._waiting.popleft())
@@ -149,15 +168,21 @@ class EngineServer:
         self._running[thread] = time.monotonic()
         return calls, exclusive
 
-    def _receive(self, channel: Channel | None) -> None:
-        if channel is None:
+    def _receive_messages(self, ready: Sequence[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, _ in ready:
+            self._receive(key.data)
+
+    def _receive(self, added: tuple[Channel, EngineModel] | None) -> None:
+        if added is None:
             self._register_added()
             return
+        channel, model = added
         try:
-            call = Call(channel, *channel.receive_call())
+            call = Call(channel, model, *channel.receive_call())
         except OSError:
             self._selector.unregister(channel.connection)
             channel.connection.close()
+            self._on_close(model)
             return
         self._waiting.append(call)
         self._waiting_images += call.images
@@ -166,8 +191,8 @@ class EngineServer:
         with suppress(BlockingIOError):
             self._wake_receiver.recv(4096)
         while self._added:
-            channel = self._added.popleft()
-            self._selector.register(channel.connection, selectors.EVENT_READ, channel)
+            channel, model = self._added.popleft()
+            self._selector.register(channel.connection, selectors.EVENT_READ, (channel, model))
 
     def _wake(self) -> None:
         with suppress(BlockingIOError):  # full: the leader wakes anyway
@@ -176,7 +201,7 @@ class EngineServer:
     def _execute(self, calls: Sequence[Call], exclusive: bool) -> list[Status]:
         """A status per call. Raises what `verify` raises, and DeviceLostError."""
         if calls[0].operation is Operation.VERIFY:
-            self._verify()
+            calls[0].model.verify()
             return [Status.DONE]
         try:
             self._run_together(calls, exclusive)
@@ -191,10 +216,11 @@ class EngineServer:
 
     def _run_together(self, calls: Sequence[Call], exclusive: bool) -> None:
         parts = [call.channel.pixels[: call.images] for call in calls]
-        output = self._run(parts[0] if len(parts) == 1 else np.concatenate(parts), exclusive)
+        output = calls[0].model.run(parts[0] if len(parts) == 1 else np.concatenate(parts), exclusive)
         start = 0
-        for channel, _, images in calls:
+        for channel, _, _, images in calls:
             end = start + images
+            channel.ood[:images] = np.nan if output.ood is None else output.ood[start:end]
             channel.probabilities[:images] = output.probabilities[start:end]
             channel.stages[:images] = output.stages[start:end]
             start = end

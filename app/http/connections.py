@@ -1,16 +1,15 @@
 """What the connections of one process share: the ceiling of the bytes in flight, and the sweep of their timeouts."""
 
-import ctypes
 import logging
 import math
 import threading
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Protocol
 
 from starlette.types import Scope
 
+from app import memory
 from app.errors import RequestError
 
 SMALL_REQUEST_BYTES = 65_536
@@ -22,11 +21,6 @@ Headers = list[tuple[bytes, bytes]]
 RenderError = Callable[[RequestError, Scope | None], tuple[Headers, bytes]]
 
 logger = logging.getLogger(__name__)
-
-
-def _malloc_trim() -> None:
-    with suppress(AttributeError, OSError):  # of glibc only
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Connection(Protocol):
@@ -41,7 +35,7 @@ class InflightBytes:
     block all other requests.
     """
 
-    def __init__(self, limit: float = math.inf, return_memory: Callable[[], None] = _malloc_trim) -> None:
+    def __init__(self, limit: float = math.inf, return_memory: Callable[[], None] = memory.trim) -> None:
         self.used = 0
         self._return_memory = return_memory
         self._limit = limit

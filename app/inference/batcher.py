@@ -3,34 +3,28 @@
 There is no batching window. An idle worker runs what waits at the end of the event loop's turn, so that requests which
 arrive together share a batch; what arrives during a forward pass forms the next batch. A further worker runs beside a
 busy one only when a full batch waits. A request's items may be spread over several batches and share them with other
-requests.
+requests. While one model replaces another, a batch may have requests of both; each model runs its own.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
-from app.errors import DeviceLostError, NotReady
-from app.inference.queue import Batch, BatchResult, BatchSlice, PendingRequest, RequestQueue, Reservation
+from app.errors import NotReady
+from app.inference.bisection import SliceResult, largest_size, run_by_model
+from app.inference.model import Model
+from app.inference.queue import Batch, BatchResult, PendingRequest, RequestQueue, Reservation
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+SHORT_BATCH = 16  # images of a batch that has a caller of a few: its response waits for the whole batch
+
 logger = logging.getLogger(__name__)
-
-
-def batch_sizes(largest: int, per_octave: int = 2) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12 and so on up to `largest`: few enough to prepare, dense enough to leave little waiting."""
-    sizes = {
-        2**k * (per_octave + part) // per_octave for k in range(largest.bit_length()) for part in range(per_octave)
-    }
-    return sorted({size for size in sizes if size <= largest} | {largest})
 
 
 class RunningBatch(NamedTuple, Generic[Item, Result]):
@@ -41,33 +35,26 @@ class RunningBatch(NamedTuple, Generic[Item, Result]):
     start: float
 
 
-SliceResult = tuple[BatchSlice[Item, Result], Sequence[Result] | Exception]
-
-
 class Batcher(Generic[Item, Result]):
-    """`streams` worker threads that call `run` with as many waiting items as the largest of `sizes` that they fill.
+    """`streams` worker threads that call a model with as many waiting items as the largest of `sizes` that they fill.
 
-    `run(items, exclusive)` gives one result per item; `exclusive` means that no other worker runs at that moment. When
-    it raises, the batch is bisected until the failing items are isolated. When all items of a batch fail, `probe` runs.
-    If that raises, too, or `run` raises DeviceLostError, the batcher fails: all requests get NotReady and `failure` is
-    the cause. `on_batch(size, seconds)` is called after each batch, never concurrently.
+    A call is exclusive if no other worker runs at that moment. When it raises, the batch is bisected until the failing
+    items are isolated. When all items of a batch fail, `Model.verify` runs. If that raises, too, or a call raises
+    DeviceLostError, the batcher fails: all requests get NotReady and `failure` is the cause. `on_batch(size, seconds)`
+    is called after each batch, never concurrently.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item], bool], Sequence[Result]],
         sizes: Sequence[int],
         queue: RequestQueue[Item, Result],
         streams: int = 1,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
-        probe: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue = queue
         self.failure: Exception | None = None
-        self._run = run
         self._sizes = sorted(sizes)
         self._on_batch = on_batch
-        self._probe = probe
         self._running: dict[int, RunningBatch[Item, Result]] = {}  # by worker
         self._wakes: set[asyncio.AbstractEventLoop] = set()  # event loops that will wake a worker in this turn
         self._threads = [
@@ -93,13 +80,15 @@ class Batcher(Generic[Item, Result]):
         with self.queue.changed:
             return min((running.start for running in self._running.values()), default=None)
 
-    async def submit(self, items: Sequence[Item], reservation: Reservation) -> BatchResult[Result]:
+    async def submit(
+        self, model: Model[Item, Result], items: Sequence[Item], reservation: Reservation
+    ) -> BatchResult[Result]:
         """Queues the items in reserved places and waits for all results. A cancelled request leaves the queue.
 
-        Raises NotReady after `close`, or what `run` raised for one of the items.
+        Raises NotReady after `close`, or what the model raised for one of the items.
         """
         loop = asyncio.get_running_loop()
-        request: PendingRequest[Item, Result] = PendingRequest(items, reservation.caller, loop)
+        request = PendingRequest(model, items, reservation.caller, loop)
         self.queue.put(request, reservation)
         if loop not in self._wakes:
             self._wakes.add(loop)
@@ -135,17 +124,22 @@ class Batcher(Generic[Item, Result]):
         _deliver(requests)
 
     def _work(self, worker: int) -> None:
-        while running := self._next_batch(worker):
-            try:
-                results = self._run_with_bisection(running.batch, running.exclusive)
-                if all(isinstance(result, Exception) for _, result in results):
-                    self._probe()
-            except Exception as error:
-                logger.critical("the device is lost: %s", error)
-                self.failure = error
-                self.abort()
-                return
-            self._complete(worker, results)
+        while self._run_next(worker):
+            pass  # an idle worker keeps no reference to a batch or its model
+
+    def _run_next(self, worker: int) -> bool:
+        """Runs one batch; False once no more will run."""
+        if (running := self._next_batch(worker)) is None:
+            return False
+        try:
+            results = run_by_model(running.batch, self._sizes, running.exclusive)
+        except Exception as error:
+            logger.critical("the device is lost: %s", error)
+            self.failure = error
+            self.abort()
+            return False
+        self._complete(worker, results)
+        return True
 
     def _next_batch(self, worker: int) -> RunningBatch[Item, Result] | None:
         """As many waiting items as the largest size that they fill; None once closed and drained."""
@@ -155,7 +149,8 @@ class Batcher(Generic[Item, Result]):
                 queue.changed.wait()
             if not queue.waiting:
                 return None
-            size = self._sizes[max(0, bisect_right(self._sizes, queue.waiting) - 1)]
+            limit = SHORT_BATCH if queue.has_short_caller else queue.waiting
+            size = largest_size(self._sizes, min(limit, queue.waiting))
             running = RunningBatch(queue.take(size), not self._running, time.monotonic())
             self._running[worker] = running
             self._wake()
@@ -173,23 +168,6 @@ class Batcher(Generic[Item, Result]):
     def _wake(self) -> None:
         if self._has_work():  # waking a worker without work delays the event loop
             self.queue.changed.notify()
-
-    def _run_with_bisection(self, batch: Batch[Item, Result], exclusive: bool) -> list[SliceResult[Item, Result]]:
-        """Each slice's results, or the error of an item that fails on its own. Raises DeviceLostError."""
-        items = [item for part in batch for item in part.items]
-        try:
-            results = self._run(items, exclusive)
-            if len(results) != len(items):
-                raise RuntimeError(f"{len(results)} results for {len(items)} items")
-        except DeviceLostError:
-            raise
-        except Exception as error:
-            if len(items) == 1:
-                logger.exception("inference failed for one item")
-                return [(batch[0], error)]
-            return [result for half in _bisect(batch) for result in self._run_with_bisection(half, exclusive)]
-        row = iter(results)
-        return [(part, list(islice(row, len(part.indices)))) for part in batch]
 
     def _complete(self, worker: int, results: list[SliceResult[Item, Result]]) -> None:
         """Delivers finished requests and updates the measured rate."""
@@ -211,16 +189,6 @@ class Batcher(Generic[Item, Result]):
             self._on_batch(count, seconds)
             done = [part.request for part in running.batch if part.request.done]
         _deliver(done)
-
-
-def _bisect(batch: Batch[Item, Result]) -> tuple[Batch[Item, Result], Batch[Item, Result]]:
-    """Two halves: between requests if the batch has several, else within its only request."""
-    if len(batch) > 1:
-        middle = len(batch) // 2
-        return batch[:middle], batch[middle:]
-    ((request, indices),) = batch
-    middle = len(indices) // 2
-    return [BatchSlice(request, indices[:middle])], [BatchSlice(request, indices[middle:])]
 
 
 def _deliver(requests: Sequence[PendingRequest[Item, Result]]) -> None:

@@ -1,14 +1,17 @@
 """A weights file on an engine, ready to classify."""
 
+import threading
 from collections.abc import Sequence
 from heapq import nlargest
+from itertools import repeat
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines import Engine, verify_references
+from app.engines import Engine, Output, verify_references
+from app.model.ood import is_ood
 from app.model.preprocessing import DecodedImage
 from app.model.weights import Weights
 
@@ -16,19 +19,28 @@ Probabilities = NDArray[np.float32]
 
 
 class Scores(NamedTuple):
-    """Probabilities float32 [classes] of one image, and the stage of the cascade after which it left."""
+    """Probabilities float32 [classes] of one image, and the stage of the cascade after which it left.
+
+    `ood` is the out-of-distribution score from 0 to 1; None for a file without it.
+    """
 
     probabilities: Probabilities
     stage: int
+    ood: float | None = None
 
 
 class Classifier:
-    """Construction runs every batch size once: no caller waits for a compilation."""
+    """Construction runs every batch size once: no caller waits for a compilation.
+
+    `users` is the number of requests that are bound to this classifier; it belongs to the event loop.
+    """
 
     def __init__(self, weights: Weights, engine: Engine, batch_sizes: Sequence[int]) -> None:
         self.weights = weights
         self.engine = engine
         self.batch_sizes = batch_sizes
+        self.users = 0
+        self._streams = threading.Semaphore(engine.streams)  # a predecessor's engine may have had more
         engine.prepare(batch_sizes, weights.reference_images[0])
 
     @property
@@ -39,12 +51,18 @@ class Classifier:
     def input_size(self) -> int:
         return self.weights.card.input_size
 
-    def classify(self, images: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
+    def __call__(self, items: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
         """The scores of each image; raises ArithmeticError if any is not finite. `exclusive` goes to the engine."""
-        probabilities, stages = self.engine(np.stack([image.pixels for image in images]), exclusive)
+        probabilities, stages, ood = self.run(np.stack([image.pixels for image in items]), exclusive)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the network returned non-finite probabilities")
-        return [Scores(row, stage) for row, stage in zip(probabilities, stages.tolist(), strict=True)]
+        scores = repeat(None, len(items)) if ood is None else ood.tolist()
+        return [Scores(*each) for each in zip(probabilities, stages.tolist(), scores, strict=True)]
+
+    def run(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
+        """Images uint8 [N, S, S, 3] on the engine; waits for one of its streams."""
+        with self._streams:
+            return self.engine(images, exclusive)
 
     def verify(self) -> None:
         """Raises WeightsError if the engine no longer reproduces the reference outputs, or what the engine raises."""
@@ -68,6 +86,11 @@ class Classifier:
             "device": self.engine.device,
             "precision": self.engine.precision,
         }
+
+
+def ood_fields(score: float | None) -> dict[str, Any]:
+    """The contract's `ood_score` and `ood`; empty for a file without scores."""
+    return {} if score is None else {"ood_score": round(score, 4), "ood": is_ood(score)}
 
 
 def top_classes(probabilities: Probabilities, count: int, classes: list[str]) -> list[dict[str, Any]]:

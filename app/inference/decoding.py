@@ -29,10 +29,13 @@ Opened = EncodedImage | Decoded
 
 
 class DecodePool:
-    """Two decoder threads. `limits` apply to one image, `max_request_pixels` to all images of a request together."""
+    """Two decoder threads. `limits` apply to one image, `max_request_pixels` to all images of a request together.
+
+    The size of the decoded images is that of the limits, or the one that a call of `decode` names.
+    """
 
     def __init__(self, limits: Limits, max_request_pixels: int) -> None:
-        self._limits = limits
+        self.limits = limits
         self._max_request_pixels = max_request_pixels
         self._changed = threading.Condition()
         self._small: deque[_Job] = deque()
@@ -54,17 +57,18 @@ class DecodePool:
             self._closed = True
             self._changed.notify_all()
 
-    async def decode(self, files: Sequence[File], deadline: float) -> list[Decoded]:
-        """The image or the error of each file, in order. `deadline` by time.monotonic.
+    async def decode(self, files: Sequence[File], deadline: float, size: int | None = None) -> list[Decoded]:
+        """The image or the error of each file, in order. `deadline` by time.monotonic, `size` in pixels.
 
         Raises TooLarge for more than max_request_pixels, QueueFull when the work that waits cannot end in time.
         """
-        sizes = [len(file) for file in files if isinstance(file, bytes)]
-        if len(sizes) <= INLINE_FILES and sum(sizes) <= INLINE_BYTES:
-            opened = [_open(file, self._limits) for file in files]
+        limits = self.limits if size in (None, self.limits.size) else self.limits._replace(size=size)
+        lengths = [len(file) for file in files if isinstance(file, bytes)]
+        if len(lengths) <= INLINE_FILES and sum(lengths) <= INLINE_BYTES:
+            opened = [_open(file, limits) for file in files]
             if all(not isinstance(image, EncodedImage) or image.is_cheap for image in opened):
                 return [_decode(image) for image in opened]
-        job = _Job(files, deadline, asyncio.get_running_loop())
+        job = _Job(files, limits, deadline, asyncio.get_running_loop())
         self._append(job)
         try:
             return await job.future
@@ -106,7 +110,7 @@ class DecodePool:
         if job.abandoned or job.finished:
             return False
         if len(job.opened) < len(job.files):
-            job.opened.append(_open(job.files[len(job.opened)], self._limits))
+            job.opened.append(_open(job.files[len(job.opened)], job.limits))
             if len(job.opened) == len(job.files):
                 job.error = self._refusal(job)
         elif (job.next_cost_s <= SMALL_S) is small:
@@ -139,9 +143,10 @@ class DecodePool:
 class _Job(Pending[list[Decoded]]):
     """The files of one request. Each is first opened (its header is scanned), then decoded."""
 
-    def __init__(self, files: Sequence[File], deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, files: Sequence[File], limits: Limits, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.files = files
+        self.limits = limits
         self.deadline = deadline
         self.opened: list[Opened] = []
         self.results: list[Decoded] = []

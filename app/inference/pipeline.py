@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 from app.errors import DeadlineExceeded, RequestError
 from app.inference.batcher import Batcher
-from app.inference.classifier import Probabilities, Scores
+from app.inference.classifier import Classifier, Probabilities, Scores
 from app.inference.decoding import Decoded, DecodePool, File
 from app.inference.queue import Reservation
-from app.model.preprocessing import DecodedImage
+from app.inference.shadow import Shadow
+from app.model.preprocessing import DecodedImage, Limits
+
+SHADOW_CLOSE_S = 1.0
 
 
 class Deadline(NamedTuple):
@@ -27,11 +30,13 @@ class Deadline(NamedTuple):
 class Prediction(NamedTuple):
     """Probabilities float32 [classes] of an image, the cascade's stage after which it left, and its size.
 
-    `resized_from` is (width, height) if that is not the model's input size.
+    `ood` is the out-of-distribution score, or None. `resized_from` is (width, height) if that is not the model's input
+    size.
     """
 
     probabilities: Probabilities
     stage: int
+    ood: float | None
     resized_from: tuple[int, int] | None
 
 
@@ -55,20 +60,40 @@ class RejectedFile(Exception):
 
 
 class Pipeline:
-    """What `POST /predict`, the Open Inference Protocol and `python -m app classify` share."""
+    """What `POST /predict`, the Open Inference Protocol and `python -m app classify` share.
 
-    def __init__(self, decoder: DecodePool, batcher: Batcher[DecodedImage, Scores]) -> None:
+    `classifier` is the model that serves. A request keeps the one that it started with, for decoding to its input size
+    and for every batch. `shadow` is set before the start, if at all.
+    """
+
+    def __init__(self, classifier: Classifier, decoder: DecodePool, batcher: Batcher[DecodedImage, Scores]) -> None:
+        self.classifier = classifier
+        self.shadow: Shadow | None = None
         self.batcher = batcher
         self._decoder = decoder
         self._queue = batcher.queue
 
+    @property
+    def limits(self) -> Limits:
+        """Of one image; the size is that of the first classifier."""
+        return self._decoder.limits
+
+    def replace(self, classifier: Classifier) -> Classifier:
+        """Later requests run on this classifier; returns the former. Belongs to the event loop."""
+        former, self.classifier = self.classifier, classifier
+        return former
+
     def start(self) -> None:
         self._decoder.start()
         self.batcher.start()
+        if self.shadow is not None:
+            self.shadow.start()
 
     def close(self, timeout_s: float) -> None:
         """Answers what is queued, for at most timeout_s seconds, and stops all threads."""
         self._decoder.close()
+        if self.shadow is not None:
+            self.shadow.close(SHADOW_CLOSE_S)
         self.batcher.close(timeout_s)
 
     def check_capacity(self, count: int, caller: str = "") -> None:
@@ -76,30 +101,50 @@ class Pipeline:
         self._queue.check(count, caller)
 
     async def classify(
-        self, files: Sequence[File], deadline: Deadline, caller: str = "", *, errors_per_file: bool = True
+        self,
+        files: Sequence[File],
+        deadline: Deadline,
+        caller: str = "",
+        *,
+        classifier: Classifier | None = None,
+        errors_per_file: bool = True,
     ) -> Classification:
         """Files to predictions; decoded images and known errors pass through. A cancelled call leaves no work behind.
 
-        Raises QueueFull, NotReady, TooLarge (pixels of the request), DeadlineExceeded; RejectedFile for the first bad
-        file unless `errors_per_file`; what the engine raised for one of the images.
+        Without a `classifier`, the one that serves. Raises QueueFull, NotReady, TooLarge (pixels of the request),
+        DeadlineExceeded; RejectedFile for the first bad file unless `errors_per_file`; what the engine raised for one
+        of the images.
         """
         start = perf_counter()
+        classifier = classifier or self.classifier
         with self._queue.reserve(len(files), caller) as reservation:
+            classifier.users += 1
             try:
                 async with asyncio.timeout(deadline.at - monotonic()):
-                    decoded = await self._decoder.decode(files, deadline.at)
+                    decoded = await self._decoder.decode(files, deadline.at, classifier.input_size)
                     if not errors_per_file:
                         _require_all(decoded)
-                    return await self._run(decoded, reservation, start)
+                    return await self._run(classifier, files, decoded, reservation, start)
             except TimeoutError as error:
                 raise DeadlineExceeded(f"No answer within {deadline.timeout_s:g} s.") from error
+            finally:
+                classifier.users -= 1
 
-    async def _run(self, decoded: Sequence[Decoded], reservation: Reservation, start: float) -> Classification:
+    async def _run(
+        self,
+        classifier: Classifier,
+        files: Sequence[File],
+        decoded: Sequence[Decoded],
+        reservation: Reservation,
+        start: float,
+    ) -> Classification:
         decode_s = perf_counter() - start
         images = [image for image in decoded if isinstance(image, DecodedImage)]
         if not images:
             return Classification([image for image in decoded if isinstance(image, RequestError)], start, decode_s)
-        result = await self.batcher.submit(images, reservation)
+        result = await self.batcher.submit(classifier, images, reservation)
+        if self.shadow is not None:
+            self.shadow.offer(classifier, files, decoded, result.results)
         rows = iter(result.results)
         outcomes: list[Prediction | RequestError] = [
             image if isinstance(image, RequestError) else Prediction(*next(rows), image.resized_from)

@@ -14,11 +14,13 @@ from math import ceil
 from typing import Generic, NamedTuple, TypeVar
 
 from app.errors import NotReady, QueueFull
+from app.inference.model import Model
 from app.inference.pending import Pending
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+FEW_CALLERS, FEW_IMAGES = 8, 4  # see `has_short_caller`
 RATE_SMOOTHING = 0.2  # weight of the newest batch in the moving average of images/s
 
 
@@ -31,10 +33,17 @@ class BatchResult(NamedTuple, Generic[Result]):
 
 
 class PendingRequest(Pending[BatchResult[Result]], Generic[Item, Result]):
-    """The items of one request that wait or run."""
+    """The items of one request that wait or run, on one model."""
 
-    def __init__(self, items: Sequence[Item], caller: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        model: Model[Item, Result],
+        items: Sequence[Item],
+        caller: str,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         super().__init__(loop)
+        self.model = model
         self.items = items
         self.caller = caller
         self.dispatched = 0  # items that have left the queue
@@ -85,11 +94,13 @@ class Reservation:
 class RequestQueue(Generic[Item, Result]):
     """At most `limit` images are reserved or wait; one caller holds at most `caller_limit` of them.
 
+    The last `small_limit` places are for callers that hold no more than so many: large callers leave room for others.
     `changed` guards all state and is notified when a worker may have work.
     """
 
-    def __init__(self, limit: int, caller_limit: int | None = None) -> None:
+    def __init__(self, limit: int, caller_limit: int | None = None, small_limit: int = 0) -> None:
         self.limit = limit
+        self.small_limit = small_limit
         self.caller_limit = limit if caller_limit is None else caller_limit
         self.changed = threading.Condition()
         self.closed = False
@@ -122,12 +133,21 @@ class RequestQueue(Generic[Item, Result]):
         """Raises what `reserve` raises, without a reservation."""
         if self.closed:
             raise NotReady("The service is shutting down.", retry_after_s=1)
-        if self.size + count > self.limit:
-            raise QueueFull(f"{self.size} images are waiting; the limit is {self.limit}.", self.estimated_wait_s())
-        held = self._held.get(caller, 0)
-        if held + count > self.caller_limit:
-            detail = f"This caller has {held} images waiting; the limit for one caller is {self.caller_limit}."
+        held = self._held.get(caller, 0) + count
+        if self.caller_limit < min(held, self.limit):
+            detail = f"This caller has {held - count} images waiting; the limit for one caller is {self.caller_limit}."
             raise QueueFull(detail, self.estimated_wait_s())
+        limit = self.limit if held <= self.small_limit else self.limit - self.small_limit
+        if self.size + count > limit:
+            raise QueueFull(f"{self.size} images are waiting; the limit is {limit}.", self.estimated_wait_s())
+
+    @property
+    def has_short_caller(self) -> bool:
+        """Whether a caller of a few images waits beside a few others, of whom at least one has many."""
+        if not 1 < len(self._turns) <= FEW_CALLERS:
+            return False
+        held = [self._held[caller] for caller in self._turns]
+        return min(held) <= FEW_IMAGES < max(held)
 
     def put(self, request: PendingRequest[Item, Result], reservation: Reservation) -> None:
         """Appends the request to its caller's turn; its items use up the reservation. Raises NotReady after `close`."""

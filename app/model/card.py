@@ -5,6 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from app.model import ood
+from app.model.ood import OodCalibration
+
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[
     float, Field(ge=0.01, lt=100, allow_inf_nan=False, description="divides the logits before softmax")
@@ -54,6 +57,11 @@ class ConvNetArguments(Arguments):
                 shapes |= {f"{name}.weight": (width, channels, 3, 3), f"{name}.bias": (width,)}
                 channels = width
         return shapes | {"head.weight": (self.classes, channels)}
+
+    def ood_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of the out-of-distribution score: name to shape."""
+        features = sum(self.widths[:-1])
+        return {ood.WHITENING: (features, features), ood.MEANS: (self.classes, features)}
 
 
 class LeNetArguments(Arguments):
@@ -111,6 +119,9 @@ class ModelCard(BaseModel):
     activation_ranges: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict, description="largest int8 input of each quantised convolution"
     )
+    ood: Annotated[
+        OodCalibration | None, Field(description="of the network's out-of-distribution score; of a cascade its first's")
+    ] = None
     networks: Annotated[list["ModelCard"], Field(max_length=8, description="of a cascade")] = []
     stages: Annotated[list[Stage], Field(max_length=16, description="of a cascade, in order")] = []
     test_accuracy: Annotated[Share | None, Field(description="null if the test images were not read")]
@@ -132,6 +143,8 @@ class ModelCard(BaseModel):
         arguments = ARGUMENTS[self.architecture].model_validate(self.arguments)
         if arguments.classes != len(self.classes):
             raise ValueError(f"arguments have {arguments.classes} classes, the card has {len(self.classes)}")
+        if self.ood and len(self.arguments.get("widths", [])) < 2:
+            raise ValueError("an out-of-distribution score needs a convnet with two groups or more")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("two classes have the same name")
         smallest, largest = arguments.input_sizes()

@@ -119,10 +119,27 @@ class ConvNet(nn.Module):
         filters = (directions.T / (variances[:, None] + 5e-4).sqrt()).view(-1, 3, k, k)
         self.whiten.weight.copy_(torch.cat((filters, -filters)))
 
+    def features(self, images: Tensor) -> Tensor:
+        """The head's inputs [N, widths[-1]]: the largest activation of each channel."""
+        x: Tensor = self.groups(self._patches(images))
+        return x.amax((2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
-        pixels = self.normalize(images.to(self.whiten.weight.dtype))
-        x: Tensor = self.groups(F.gelu(self.whiten(pixels)))
-        logits: Tensor = self.head(x.amax((2, 3)))
+        return self._logits(self.features(images))
+
+    def logits_and_means(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 [N, classes], and the spatial means after each group but the last, concatenated: [N, D]."""
+        x, means = self.groups[0](self._patches(images)), []
+        for group in self.groups[1:]:
+            means.append(x.float().mean((2, 3)))
+            x = group(x)
+        return self._logits(x.amax((2, 3))), torch.cat(means, 1)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        return F.gelu(self.whiten(self.normalize(images.to(self.whiten.weight.dtype))))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x)
         return logits.float() / x.shape[1]  # head weights have unit variance; this keeps logits small
 
 

@@ -4,6 +4,7 @@ Tensors: the state of the network, or `networks.<i>.` and the state of each netw
 (uint8 [R, S, S, 3]) and `reference.probabilities` (float32 [R, classes]), which the service must reproduce before it is
 ready; for a cascade also `reference.stages` (float32 [stages, R, classes]), the probabilities after each stage. The
 state is in half precision; an int8 tensor is multiplied by `<name>.scale`, which has one number per output channel.
+With `card.ood`, `ood.whitening` and `ood.means` are the tensors of the out-of-distribution score (app.model.ood).
 Metadata: one entry, `thirtytwo`, a JSON object with the `card` (see ModelCard) and the `digest`, a SHA-256 over the
 card and every tensor.
 """
@@ -24,6 +25,7 @@ from safetensors import numpy as safetensors_numpy
 
 from app.errors import WeightsError
 from app.model.card import ConvNetArguments, ModelCard
+from app.model.ood import MEANS, OodDetector
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -63,6 +65,12 @@ class Weights(NamedTuple):
             state = {name[len(prefix) :]: value for name, value in self.state.items() if name.startswith(prefix)}
             parts.append(Weights(card, state, self.reference_images, np.empty(0, np.float32), self.sha256))
         return parts
+
+    def ood_detector(self) -> OodDetector | None:
+        """Of a single network; None without an out-of-distribution score on the card."""
+        if self.card.ood is None:
+            return None
+        return OodDetector(self.card.ood, self.state[MEANS].astype(np.float32))
 
     def dequantized(self) -> dict[str, NDArray[np.float32]]:
         """The network's state dict in float32; raises WeightsError for a scale of the wrong shape."""
@@ -186,7 +194,8 @@ def _check_state(weights: Weights) -> None:
         raise WeightsError("has a tensor with non-finite values.")
     if weights.card.architecture != "convnet":
         return
-    shapes = ConvNetArguments.model_validate(weights.card.arguments).shapes()
+    arguments = ConvNetArguments.model_validate(weights.card.arguments)
+    shapes = arguments.shapes() | (arguments.ood_shapes() if weights.card.ood else {})
     for name in sorted(shapes.keys() | state.keys()):
         if name not in state or name not in shapes or state[name].shape != shapes[name]:
             found = state[name].shape if name in state else "missing"

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from starlette.exceptions import HTTPException
+
 from app.inference.classifier import Classifier
 from app.oip.codec import TensorSpec
 
@@ -15,13 +17,28 @@ class Model(NamedTuple):
     output: TensorSpec
 
 
-def models(classifier: Classifier) -> dict[str, Model]:
-    name, size, platform = classifier.weights.card.name, classifier.input_size, classifier.engine.name
-    pixels = TensorSpec("image", "UINT8", (-1, size, size, 3))
-    files = TensorSpec("image", "BYTES", (-1,))
+def names(classifier: Classifier) -> tuple[str, str]:
+    """Of the model with pixels, and of the one with image files."""
+    name = classifier.weights.card.name
+    return name, f"{name}_image"
+
+
+def check_name(classifier: Classifier, name: str, version: str = VERSION) -> None:
+    """Raises HTTPException 404 if the classifier has no such model."""
+    known = names(classifier)
+    if name not in known or version != VERSION:
+        raise HTTPException(
+            404, f"There is no model '{name}' of version {version}; there are {' and '.join(known)} of {VERSION}."
+        )
+
+
+def find(classifier: Classifier, name: str, version: str = VERSION) -> Model:
+    """The model of this name; raises as `check_name`."""
+    check_name(classifier, name, version)
+    is_pixels, size = name == names(classifier)[0], classifier.input_size
+    images = TensorSpec("image", "UINT8", (-1, size, size, 3)) if is_pixels else TensorSpec("image", "BYTES", (-1,))
     probabilities = TensorSpec("probabilities", "FP32", (-1, len(classifier.classes)))
-    both = Model(name, platform, pixels, probabilities), Model(f"{name}_image", platform, files, probabilities)
-    return {model.name: model for model in both}
+    return Model(name, classifier.engine.name, images, probabilities)
 
 
 def metadata(model: Model) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from fastapi.responses import Response
 from app import __version__
 from app.api import openapi
 from app.api.problems import INFERENCE
-from app.oip import handler
-from app.oip.models import VERSION, Model, config, metadata, models
+from app.oip import handler, loading
+from app.oip.models import VERSION, Model, check_name, config, find, metadata, names
 from app.process.lifecycle import Phase
 from app.state import Service
 
@@ -28,12 +28,7 @@ router = APIRouter(prefix=INFERENCE, tags=["Open Inference Protocol"], responses
 
 
 async def named(name: str, request: Request, service: Service) -> Model:
-    model = models(service.classifier).get(name)
-    version = request.path_params.get("version", VERSION)
-    if model is None or version != VERSION:
-        known = " and ".join(models(service.classifier))
-        raise HTTPException(404, f"There is no model '{name}' of version {version}; there are {known} of {VERSION}.")
-    return model
+    return find(service.classifier, name, request.path_params.get("version", VERSION))
 
 
 Named = Annotated[Model, Depends(named)]
@@ -59,7 +54,7 @@ async def server() -> dict[str, Any]:
 
 @router.get("/models/stats", summary="Statistics of all models")
 async def all_statistics(service: Service) -> dict[str, Any]:
-    return {"model_stats": [service.statistics.of(name, VERSION) for name in models(service.classifier)]}
+    return {"model_stats": [service.statistics.of(name, VERSION) for name in names(service.classifier)]}
 
 
 @router.get(VERSIONED, include_in_schema=False)
@@ -89,9 +84,10 @@ async def model_statistics(model: Named, service: Service) -> dict[str, Any]:
 
 @router.post(VERSIONED + "/infer", include_in_schema=False)
 @router.post(MODEL + "/infer", summary="Infer", openapi_extra=openapi.INFER)
-async def infer(model: Named, request: Request, service: Service) -> Response:
+async def infer(name: str, request: Request, service: Service) -> Response:
     """A JSON request, one with binary tensors behind the JSON, or one raw image."""
-    return await handler.infer(request.scope, request.receive, service, model)
+    check_name(service.classifier, name, request.path_params.get("version", VERSION))
+    return await handler.infer(request.scope, request.receive, service, name)
 
 
 @router.post("/repository/index", summary="The models of the repository")
@@ -99,10 +95,15 @@ async def index(service: Service) -> list[dict[str, str]]:
     phase = service.lifecycle.phase
     state = "READY" if phase is Phase.READY else "UNAVAILABLE"
     reason = "" if phase is Phase.READY else phase.value
-    return [{"name": name, "version": VERSION, "state": state, "reason": reason} for name in models(service.classifier)]
+    return [{"name": name, "version": VERSION, "state": state, "reason": reason} for name in names(service.classifier)]
 
 
-@router.post("/repository/models/{name}/load", include_in_schema=False)
+@router.post("/repository/models/{name}/load", summary="Load the weights file again", openapi_extra=openapi.LOAD)
+async def load(name: str, request: Request, service: Service) -> dict[str, Any]:
+    """Replaces the model that serves by the one in the weights file, once that is ready. No request fails meanwhile."""
+    return await loading.load(request.scope, request.receive, service, name)
+
+
 @router.post("/repository/models/{name}/unload", include_in_schema=False)
-async def load(name: str) -> None:
-    raise HTTPException(501, f"'{name}' cannot be loaded or unloaded: the model is chosen when the service starts.")
+async def unload(name: str) -> None:
+    raise HTTPException(501, f"'{name}' cannot be unloaded; a load replaces it.")

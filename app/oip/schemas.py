@@ -47,3 +47,15 @@ class InferenceRequest(StrictModel):
     parameters: RequestParameters = RequestParameters()
     inputs: Annotated[list[Input], FailFast(), MaxItems64]
     outputs: Annotated[list[Output], FailFast(), MaxItems64] = []
+
+
+class LoadParameters(StrictModel):
+    """Triton's own parameters send a configuration or files, which would be code of the caller's choice."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    version: str | None = Field(None, description="of the weights that shall serve: the file's, or the shadow's")
+
+
+class LoadRequest(StrictModel):
+    parameters: LoadParameters = LoadParameters()

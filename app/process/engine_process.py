@@ -13,21 +13,20 @@ from typing import Any, NoReturn
 from uvicorn.config import STARTUP_FAILURE
 
 from app.engines import channel
-from app.engines.base import Engine
-from app.engines.channel import Description, Layout
-from app.engines.server import EngineServer
+from app.engines.channel import REQUEST, Description, Operation
+from app.engines.server import EngineModel, EngineServer
 from app.errors import ThirtytwoError
-from app.inference.classifier import Classifier
-from app.lifespan import GIL_SWITCH_INTERVAL_S, LoadEngine, build_classifier
+from app.lifespan import GIL_SWITCH_INTERVAL_S
+from app.process.engine_models import CHANNELS, EngineModels
 from app.process.lifecycle import Lifecycle, watch
 from app.settings import Settings
+from app.sources import FileSource, LoadEngine
 from app.telemetry import device_memory, log_stream
 from app.telemetry.log_stream import exit_process
 from app.telemetry.metrics import Metrics
 
-CHANNELS = 2  # concurrent calls of a front end: the next batch is on its way while one runs
 SIZES_PER_OCTAVE = 4  # calls are not split over batches, so a batch may have any size
-OFFER_TIMEOUT_S = 60.0  # for a front end to read the description; it starts meanwhile
+ANSWER_TIMEOUT_S = 60.0  # for a front end to read an answer on its link
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def run(settings: Settings, load_engine: LoadEngine, control: socket.socket, on_
         signal.signal(number, lambda *_: os._exit(0))  # until the loop handles it; no front end is served yet
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        classifier = build_classifier(settings, load_engine, SIZES_PER_OCTAVE)
+        models = EngineModels(FileSource(settings, load_engine, SIZES_PER_OCTAVE))
     except ThirtytwoError as error:
         logger.error("%s", error)
         exit_process(STARTUP_FAILURE)
@@ -49,19 +48,18 @@ def run(settings: Settings, load_engine: LoadEngine, control: socket.socket, on_
         logger.exception("the engine process cannot start")
         exit_process(STARTUP_FAILURE)
     sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
-    asyncio.run(EngineProcess(settings, classifier, control).serve(on_ready))
+    asyncio.run(EngineProcess(settings, models, control).serve(on_ready))
 
 
 class EngineProcess:
-    def __init__(self, settings: Settings, classifier: Classifier, control: socket.socket) -> None:
-        self._engine: Engine = classifier.engine
-        max_batch = max(classifier.batch_sizes)
-        self._description = _describe(classifier, max_batch)
+    def __init__(self, settings: Settings, models: EngineModels, control: socket.socket) -> None:
+        self._models = models
         self._limit_s = settings.inference_timeout_s
         self._metrics = Metrics()
         log_stream.stderr().on_drop(self._metrics.log_lines_dropped.inc)
+        classifier = models.current.classifier  # later models have the same batch sizes
         self._server = EngineServer(
-            self._engine, classifier.verify, max_batch, self._engine.streams, self._metrics.observe_batch
+            max(classifier.batch_sizes), classifier.engine.streams, self._metrics.observe_batch, self._on_close
         )
         self._control = control
         self._links: set[socket.socket] = set()
@@ -77,11 +75,22 @@ class EngineProcess:
         self._control.setblocking(False)
         self._loop.add_reader(self._control, self._receive_link)
         self._server.start()
-        device_memory.start(self._engine.memory, partial(self._metrics.observe_memory, self._engine.device))
+        self._observe_memory()
         watchdog = self._start(watch(self._server, Lifecycle(), self._limit_s))
         on_ready()
         await asyncio.wait({watchdog, self._start(self._wait_until_stopped())}, return_when=asyncio.FIRST_COMPLETED)
         exit_process(int(watchdog.done()))
+
+    def _observe_memory(self) -> None:
+        models = self._models  # the current one: a former one is not kept
+        device = models.current.classifier.engine.device
+        device_memory.start(
+            lambda: models.current.classifier.engine.memory(), partial(self._metrics.observe_memory, device)
+        )
+
+    def _on_close(self, model: EngineModel) -> None:
+        """Called in a thread of the server."""
+        self._loop.call_soon_threadsafe(self._models.close_channels, model)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -114,21 +123,36 @@ class EngineProcess:
     async def _serve_link(self, link: socket.socket) -> None:
         """Until the front end exits."""
         try:
-            link.settimeout(OFFER_TIMEOUT_S)
-            self._server.add(await asyncio.to_thread(channel.offer, link, self._description))
             link.setblocking(False)
-            await self._loop.sock_recv(link, 1)
+            while request := await self._loop.sock_recv(link, REQUEST.size):
+                link.settimeout(ANSWER_TIMEOUT_S)
+                await self._answer(link, Operation(*REQUEST.unpack(request)))
+                link.setblocking(False)
         except OSError as error:
-            logger.warning("a front end exited before it was connected: %s", error)
+            logger.warning("a front end exited before it got an answer: %s", error)
         finally:
             link.close()
             self._links.discard(link)
             if self._stopping:
                 self._stop()
 
+    async def _answer(self, link: socket.socket, operation: Operation) -> None:
+        if operation is Operation.LOAD:
+            await asyncio.to_thread(channel.describe, link, await self._load())
+            return
+        model = self._models.open_channels()
+        try:
+            self._server.add(await asyncio.to_thread(channel.offer, link, model.description), model.engine_model)
+        except OSError:
+            self._models.close_channels(model.engine_model, CHANNELS)
+            raise
 
-def _describe(classifier: Classifier, max_batch: int) -> Description:
-    engine, weights = classifier.engine, classifier.weights
-    layout = Layout(max_batch, classifier.input_size, len(classifier.classes))
-    card = weights.card.model_dump(mode="json")
-    return Description(engine.name, engine.device, engine.precision, weights.sha256, card, layout, CHANNELS)
+    async def _load(self) -> Description | Exception:
+        """The file's model, or the reason why it cannot serve: the front end logs it."""
+        try:
+            return (await self._models.load()).description
+        except ThirtytwoError as error:
+            return error
+        except Exception as error:
+            logger.exception("the weights file cannot be served")
+            return error

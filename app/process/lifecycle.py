@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -15,7 +17,7 @@ from app.errors import NotReady
 from app.telemetry.log_stream import exit_process
 
 PERIOD_S = 0.5
-PIPELINE_THREADS = ("inference-", "decode-")
+PIPELINE_THREADS = ("inference-", "decode-", "shadow")
 
 Clock = Callable[[], float]
 
@@ -34,7 +36,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
-        self.on_reload: list[Callable[[], Awaitable[None]]] = []  # awaited one after the other on SIGHUP
+        self.on_reload: list[Callable[[], Awaitable[object]]] = []  # awaited one after the other on SIGHUP
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -124,6 +126,13 @@ def _failure(batcher: Worker, observed_s: float, limit_s: float) -> str | None:
     if not batcher.alive:
         return "inference thread died"
     return f"inference thread stalled for {observed_s:.1f} s" if observed_s > limit_s else None
+
+
+def reload_other_workers() -> None:
+    """Sends SIGHUP to the supervisor, if this process is one of its workers; it forwards the signal to all."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None and hasattr(signal, "SIGHUP"):
+        os.kill(parent.pid, signal.SIGHUP)
 
 
 def exit_past_threads(status: int) -> None:

@@ -123,7 +123,7 @@ class Server(uvicorn.Server):
             self._reload_task = self._loop.create_task(self._reload())
 
     async def _reload(self) -> None:
-        logger.info("SIGHUP: reloading certificate and API keys")
+        logger.info("SIGHUP: reloading certificate, API keys and weights")
         if self.config.ssl is not None and self.config.ssl_certfile and self.config.ssl_keyfile:
             try:
                 load_certificate(self.config.ssl, Path(self.config.ssl_certfile), Path(self.config.ssl_keyfile))

@@ -12,10 +12,10 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from app.lifespan import LoadEngine, load_engine
 from app.process.server import GRACE_S
 from app.process.worker import EngineWorker, FrontEnd, Worker
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 from app.telemetry.log_stream import EXIT_S
 
 ENGINE_EXIT_S = 2.0  # from the exit of the last front end to the engine process's

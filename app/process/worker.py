@@ -13,10 +13,10 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors.multiprocess import Process
 
-from app.lifespan import LoadEngine
 from app.process import engine_process
 from app.process.server import Server
 from app.settings import Settings
+from app.sources import LoadEngine
 
 PING_S = 0.5
 PINGS = 20  # unanswered in succession, before a worker that once answered is killed

@@ -17,6 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from app.model.ood import is_ood
+
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by the library at import
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,7 +27,7 @@ SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-Scored = tuple[NDArray[np.float32], int, object]  # probabilities [classes], exit stage, and more
+Scored = tuple[NDArray[np.float32], int, float | None, object]  # probabilities [classes], exit stage, OOD score, more
 
 
 class Timings(NamedTuple):
@@ -93,6 +95,11 @@ class Metrics:
             ["stage"],
             registry=self.registry,
         )
+        self.ood = Counter(
+            "thirtytwo_ood",
+            "Images whose out-of-distribution score is above 0.95; 5 % of validation images are.",
+            registry=self.registry,
+        )
         self.expected_exit_share = Gauge(
             "thirtytwo_expected_exit_share",
             "Share of validation images that left the cascade after this stage; absent for a single network.",
@@ -110,10 +117,31 @@ class Metrics:
         )
         self.model_info = Gauge(
             "thirtytwo_model_info",
-            "1; the labels name model, engine, device and precision.",
+            "1 for the model that serves; the labels name it, its engine, device and precision.",
             ["name", "version", "engine", "device", "precision"],
             multiprocess_mode="livemax",
             registry=self.registry,
+        )
+        self.key_images = Counter(
+            "thirtytwo_key_images",
+            "Images by the name of the API key: accepted, or refused by its rate limit or the queue.",
+            ["name", "outcome"],
+            registry=self.registry,
+        )
+        self.loads = Counter(
+            "thirtytwo_model_loads",
+            "Loads of the weights file after the start: success, unchanged (the same version) or failure.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.shadow_images = Counter(
+            "thirtytwo_shadow_images",
+            "Images that the shadow ran, by predicted class of the model that serves and whether the shadow agrees.",
+            ["label", "agrees"],
+            registry=self.registry,
+        )
+        self.shadow_seconds = Histogram(
+            "thirtytwo_shadow_seconds", "Duration of one pass of the shadow.", buckets=SECONDS, registry=self.registry
         )
         self.device_memory = Gauge(
             "thirtytwo_device_memory_bytes",
@@ -122,19 +150,36 @@ class Metrics:
             multiprocess_mode="livemostrecent",
             registry=self.registry,
         )
+        for outcome in ("success", "unchanged", "failure"):  # so that the first failure is a rise from 0
+            self.loads.labels(outcome)
+        self._model: tuple[str, ...] = ()  # labels of `model_info`
+        self._expected_stages = 0
         self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._of_class: list[tuple[Counter, Counter]] = []
-        self._of_stage: list[Counter] = []
+        self._of_class: dict[str, tuple[Counter, Counter]] = {}  # of all models that have served
+        self._of_stage: dict[int, Counter] = {}
+        self._of_key: dict[tuple[str, bool], Counter] = {}
 
-    def describe_model(self, classes: Sequence[str], stages: int, exit_shares: Sequence[float] = ()) -> None:
+    def describe_model(self, classes: Sequence[str], stages: int) -> None:
         """Every class and stage has a count from the start, so that the first image is a rise from 0.
 
-        `exit_shares` are those of validation images, by stage.
+        A class of a former model keeps its count: requests that started on that model may still finish.
         """
-        self._of_class = [(self.predictions.labels(name), self.confidence.labels(name)) for name in classes]
-        self._of_stage = [self.exits.labels(stage) for stage in range(stages)]
-        for stage, share in enumerate(exit_shares):
-            self.expected_exit_share.labels(stage).set(share)
+        self._of_class |= {name: (self.predictions.labels(name), self.confidence.labels(name)) for name in classes}
+        self._of_stage |= {stage: self.exits.labels(stage) for stage in range(stages)}
+
+    def name_model(
+        self, name: str, version: str, engine: str, device: str, precision: str, exit_shares: Sequence[float] = ()
+    ) -> None:
+        """Sets `model_info` for the model that serves from now on; `exit_shares` of validation images, by stage."""
+        former, self._model = self._model, (name, version, engine, device, precision)
+        if former and FOLDER in os.environ:
+            self.model_info.labels(*former).set(0)  # the library removes no labels of several processes
+        elif former:
+            self.model_info.remove(*former)
+        self.model_info.labels(*self._model).set(1)
+        self._expected_stages = max(self._expected_stages, len(exit_shares))
+        for stage in range(self._expected_stages):  # no image reaches a stage that only a former model had
+            self.expected_exit_share.labels(stage).set(exit_shares[stage] if stage < len(exit_shares) else 0.0)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         if (route, status) not in self._of_route:  # looking labels up costs more than counting
@@ -151,14 +196,26 @@ class Metrics:
         self.batch_size.observe(size)
         self.model.observe(seconds)
 
-    def observe_predictions(self, predictions: Sequence[Scored]) -> None:
-        """Counts predicted classes, confidences and exit stages."""
-        for probabilities, stage, *_ in predictions:
+    def observe_predictions(self, classes: Sequence[str], predictions: Sequence[Scored]) -> None:
+        """Counts predicted classes, confidences and exit stages; the classes in the order of the probabilities."""
+        for probabilities, stage, ood, _ in predictions:
             top = int(probabilities.argmax())
-            count, confidence = self._of_class[top]
+            count, confidence = self._of_class[classes[top]]
             count.inc()
             confidence.inc(float(probabilities[top]))
             self._of_stage[stage].inc()
+            if is_ood(ood):
+                self.ood.inc()
+
+    def observe_key(self, name: str, images: int, accepted: bool) -> None:
+        if (name, accepted) not in self._of_key:
+            self._of_key[name, accepted] = self.key_images.labels(name, "accepted" if accepted else "refused")
+        self._of_key[name, accepted].inc(images)
+
+    def observe_shadow(self, labels: Sequence[tuple[str, bool]], seconds: float) -> None:
+        for label, agrees in labels:
+            self.shadow_images.labels(label, str(agrees).lower()).inc()
+        self.shadow_seconds.observe(seconds)
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)

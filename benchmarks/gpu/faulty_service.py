@@ -15,10 +15,10 @@ from app.application import create_app
 from app.engines import Engine, Output
 from app.errors import DeviceLostError
 from app.http.http_protocol import Protocol
-from app.lifespan import load_engine
 from app.model.weights import Weights
 from app.process.server import Server, listen
 from app.settings import Settings
+from app.sources import load_engine
 from benchmarks.gpu.findings import Images
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.auth import ApiKeys, parse_keys
-from app.errors import SettingsError, Unauthorized
+from app.errors import RateLimited, SettingsError, Unauthorized
 
 Start = Callable[..., httpx.Client]
 PNG = {"content-type": "image/png"}
@@ -72,12 +72,57 @@ def test_any_valid_key_in_either_header_is_accepted(headers: dict[bytes, bytes],
     ],
 )
 def test_key_file_formats(data: bytes, keys: list[bytes]) -> None:
-    assert parse_keys(data) == keys
+    assert [key.secret for key in parse_keys(data)] == keys
 
 
 @given(st.lists(st.from_regex(rb"[!-~]{1,20}", fullmatch=True).filter(lambda key: not key.startswith(b"#"))))
 def test_keys_of_any_file_are_read_back(keys: list[bytes]) -> None:
-    assert parse_keys(b"\n".join(keys)) == keys
+    assert [key.secret for key in parse_keys(b"\n".join(keys))] == keys
+
+
+def test_a_line_may_have_a_name_and_a_limit() -> None:
+    keys = parse_keys(b"plain\nnamed shop\nlimited mobile-app 2.5 10 # per second and burst\n")
+    assert [(key.secret, key.name) for key in keys] == [
+        (b"plain", ""),
+        (b"named", "shop"),
+        (b"limited", "mobile-app"),
+    ]
+    assert [key.limit and (key.limit.rate, key.limit.burst) for key in keys] == [None, None, (2.5, 10)]
+    assert "plain" not in repr(keys)
+
+
+@pytest.mark.parametrize(
+    "line", ["k n 5", "k n 0 5", "k n -1 5", "k n nan 5", "k n inf 5", "k n 5 0", "k n 5 1.5", "k n 5 5 5", "k {x}"]
+)
+def test_a_wrong_line_is_named_without_its_key(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"first\nsecret-{line}")
+    with pytest.raises(SettingsError, match="line 2: a") as refused:
+        ApiKeys([], file)
+    assert "secret" not in str(refused.value)
+    file.write_text("first\n")
+    keys = ApiKeys([], file)
+    file.write_text(f"first\nsecret-{line}")
+    for _ in range(3):
+        keys.reload(at_once=False)
+    assert accepts(keys, "first")
+    assert not accepts(keys, "secret-k")
+    assert sum("line 2" in message for message in caplog.messages) == 1
+    assert "secret" not in caplog.text
+
+
+def test_a_reload_keeps_what_is_left_of_a_limit(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("key app 0.001 5\n")
+    keys = ApiKeys([], file)
+    keys.check({b"x-api-key": b"key"}).limit.take(5)
+    file.write_text("key app 0.001 5\nother\n")
+    keys.reload()
+    with pytest.raises(RateLimited):
+        keys.check({b"x-api-key": b"key"}).limit.take(1)
+    file.write_text("key app 0.001 6\n")
+    keys.reload()
+    keys.check({b"x-api-key": b"key"}).limit.take(6)
 
 
 def test_changed_key_file_needs_no_restart(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def assert_cors(response: httpx.Response, status: int) -> None:
     assert response.status_code == status
     assert response.headers["access-control-allow-origin"] == "https://a.org"
     exposed = response.headers["access-control-expose-headers"].split(", ")
-    assert set(exposed) == {"Retry-After", "Server-Timing", "X-Request-ID"}
+    assert set(exposed) == {"RateLimit", "RateLimit-Policy", "Retry-After", "Server-Timing", "X-Request-ID"}
 
 
 def test_a_preflight_allows_head(cross_origin: httpx.Client) -> None:

@@ -72,6 +72,19 @@ def test_cascade_exits_are_counted_and_can_be_turned_off(start: Start, cascade_w
         assert early_exit or exits[2] == count
 
 
+def test_out_of_distribution_images_are_marked_and_counted(start: Start, ood_weights: Path, cat: bytes) -> None:
+    client = start(weights=ood_weights)
+    (prediction,) = client.post("/predict", files=form(("cat.png", cat))).json()["predictions"]
+    assert list(prediction) == ["filename", "label", "confidence", "top", "ood_score", "ood", "resized_from"]
+    assert (prediction["ood_score"], prediction["ood"]) == (1.0, True)
+    assert "thirtytwo_ood_total 1.0" in client.get("/metrics").text
+
+
+def test_a_file_without_scores_gives_none(client: httpx.Client, cat: bytes) -> None:
+    (prediction,) = client.post("/predict", files=form(("cat.png", cat))).json()["predictions"]
+    assert not {"ood", "ood_score"} & prediction.keys()
+
+
 def saved(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind)

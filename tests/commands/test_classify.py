@@ -85,11 +85,21 @@ def test_json_has_bad_files_in_order(tiny_weights: Path, mixed: list[str], capsy
 def test_csv_has_one_row_per_file(tiny_weights: Path, mixed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert classify.run(["--csv", "--top-k", "2", "--weights", str(tiny_weights), *mixed]) == 1
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert list(rows[0]) == ["file", "label_1", "probability_1", "label_2", "probability_2", "error"]
+    assert list(rows[0]) == ["file", "label_1", "probability_1", "label_2", "probability_2", "ood_score", "error"]
     assert [row["file"] for row in rows] == mixed
     assert rows[1]["error"] == "No such file or directory."
     assert rows[2]["error"] == ""
     assert float(rows[2]["probability_1"]) >= float(rows[2]["probability_2"])
+
+
+def test_out_of_distribution_is_shown_in_every_format(ood_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*flags: str) -> str:
+        assert classify.run([*flags, "--weights", str(ood_weights), str(EXAMPLES / "cat.png")]) == 0
+        return capsys.readouterr().out
+
+    assert printed().endswith(", out of distribution\n")
+    assert json.loads(printed("--json"))["ood"] is True
+    assert next(csv.DictReader(io.StringIO(printed("--csv"))))["ood_score"] == "1.0000"
 
 
 def test_folders_are_searched_in_sorted_order(

@@ -21,11 +21,13 @@ EXPRESSIONS = [*queries(), *(rule["expr"] for rule in rules())]
 def exported() -> Iterator[Metric]:
     """Our metrics, each with at least one sample."""
     metrics = Metrics()
-    metrics.describe_model(["cat"], stages=2, exit_shares=[0.75, 0.25])
+    metrics.describe_model(["cat"], stages=2)
+    metrics.name_model("cifar10", "00000000", "torch", "cuda:0", "bfloat16", exit_shares=[0.75, 0.25])
     metrics.observe_request("/predict", 200, 0.1)
     metrics.observe_memory("cuda:0", 1, 2)
     metrics.rejections.labels("too-large")
-    metrics.model_info.labels("cifar10", "00000000", "torch", "cuda:0", "bfloat16")
+    metrics.observe_key("shop", 1, accepted=True)
+    metrics.observe_shadow([("cat", True)], 0.1)
     return (metric for metric in metrics.registry.collect() if metric.name.startswith("thirtytwo_"))
 
 

@@ -64,7 +64,7 @@ TWO = (Stage(network=0, threshold=0.7), Stage(network=1))
 
 def test_confident_images_leave_after_the_first_stage() -> None:
     engine = cascade(*TWO)
-    probabilities, stages = engine(pixels(0, 200, 50))
+    probabilities, stages, _ = engine(pixels(0, 200, 50))
     assert stages.tolist() == [1, 0, 1]
     assert batches(engine) == [[3], [2]]
     assert probabilities[1, 1] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
@@ -73,7 +73,7 @@ def test_confident_images_leave_after_the_first_stage() -> None:
 
 def test_without_early_exit_all_images_pass_all_stages() -> None:
     engine = cascade(*TWO, early_exit=False)
-    _, stages = engine(pixels(0, 200, 50))
+    _, stages, _ = engine(pixels(0, 200, 50))
     assert stages.tolist() == [1, 1, 1]
     assert batches(engine) == [[3], [3]]
 
@@ -113,7 +113,7 @@ def test_flip_and_average_are_applied() -> None:
     image = pixels(0)
     image[0, 0, 3, 0] = 100  # the first pixel of the flip
     stages = (Stage(network=0, threshold=1.0), Stage(network=1, hflip=True, average_last=2, temperature=2.0))
-    probabilities, _ = cascade(*stages)(image)
+    probabilities, _, _ = cascade(*stages)(image)
     mean = (np.log([0.5, 0.5]) + np.log(1 / (1 + np.exp([10.0, -10.0])))) / 2
     expected = np.exp(mean / 2) / np.exp(mean / 2).sum()
     assert probabilities[0] == pytest.approx(expected, abs=1e-5)
@@ -164,7 +164,7 @@ def test_cascade_file_is_served(cascade_weights: Path, name: str) -> None:
     loaded = weights.load(cascade_weights)
     engine = engines.load(loaded, "cpu", name=name)
     engine.prepare([1, 2, 4], loaded.reference_images[0])
-    probabilities, stages = engine(loaded.reference_images)
+    probabilities, stages, _ = engine(loaded.reference_images)
     assert probabilities.shape == (4, 10)
     assert set(stages.tolist()) <= {0, 1, 2}
     everything = engines.load(loaded, "cpu", name=name, early_exit=False)

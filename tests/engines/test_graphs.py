@@ -146,6 +146,21 @@ def test_engine_with_graphs_reproduces_the_references(tiny_weights: Path) -> Non
         assert difference.max() < 1e-5
 
 
+def test_scores_of_graphs_equal_the_eager_ones(ood_weights: Path) -> None:
+    loaded = weights.load(ood_weights)
+    eager = TorchEngine(loaded, "cpu", 1, "float32")
+    engine = TorchEngine(loaded, "cpu", 1, "float32", CpuStream)
+    engine.prepare(SIZES, loaded.reference_images[0])
+    images = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), np.uint8)
+    for count in (1, 3, 8, 11):
+        output, expected = engine(images[:count]), eager(images[:count])
+        assert output.probabilities.shape == (count, 10)
+        assert np.abs(output.probabilities - expected.probabilities).max() < 1e-5
+        assert output.ood is not None
+        assert expected.ood is not None
+        assert np.abs(output.ood - expected.ood).max() < 1e-3
+
+
 def test_graphs_with_other_outputs_are_not_used(tiny_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Wrong(CpuStream):
         def capture(self, forward: Forward, images: Tensor) -> Captured:

@@ -20,9 +20,11 @@ from tests.support.images import LARGE, SMALL
 
 
 class Network:
-    """Returns each image's mean as its only probability; blocks while `free` is cleared."""
+    """A classifier that returns each image's mean as its only probability; blocks while `free` is cleared."""
 
-    def __init__(self) -> None:
+    def __init__(self, input_size: int = 32) -> None:
+        self.input_size = input_size
+        self.users = 0
         self.free = threading.Event()
         self.free.set()
         self.entered = threading.Event()
@@ -31,6 +33,7 @@ class Network:
     def __call__(self, images: Sequence[DecodedImage], exclusive: bool) -> list[Scores]:
         self.entered.set()
         assert self.free.wait(30)
+        assert {image.pixels.shape for image in images} == {(self.input_size, self.input_size, 3)}
         self.images += len(images)
         return [Scores(np.array([image.pixels.mean()], np.float32), 0) for image in images]
 
@@ -38,7 +41,7 @@ class Network:
 @asynccontextmanager
 async def running(network: Network, max_queue: int = 64) -> AsyncIterator[Pipeline]:
     queue: RequestQueue[DecodedImage, Scores] = RequestQueue(max_queue)
-    pipeline = Pipeline(DecodePool(Limits(32, 25_000_000), 10**9), Batcher(network, [1, 2, 4], queue))
+    pipeline = Pipeline(network, DecodePool(Limits(32, 25_000_000), 10**9), Batcher([1, 2, 4], queue))
     pipeline.start()
     try:
         yield pipeline
@@ -156,3 +159,26 @@ def test_past_deadline_is_exceeded_at_once() -> None:
                 await pipeline.classify([LARGE], Deadline(1, time.monotonic() - 1))
 
     asyncio.run(main())
+
+
+def test_a_request_keeps_the_classifier_that_it_started_with() -> None:
+    old, new = Network(32), Network(48)
+
+    async def main() -> None:
+        async with running(old) as pipeline:
+            old.free.clear()
+            first = asyncio.create_task(pipeline.classify([SMALL], Deadline.after(30)))
+            await asyncio.to_thread(old.entered.wait, 10)
+            waiting = asyncio.create_task(pipeline.classify([SMALL] * 3, Deadline.after(30)))
+            decoding = asyncio.create_task(pipeline.classify([LARGE] * 2, Deadline.after(30)))
+            await asyncio.sleep(0.02)
+            assert pipeline.replace(new) is old
+            later = asyncio.create_task(pipeline.classify([SMALL, LARGE], Deadline.after(30)))
+            await asyncio.sleep(0.02)
+            assert (old.users, new.users) == (3, 1)
+            old.free.set()
+            await asyncio.gather(first, waiting, decoding, later)
+            assert (old.users, new.users) == (0, 0)
+
+    asyncio.run(main())
+    assert (old.images, new.images) == (6, 2)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from app.errors import NotReady, QueueFull
 from app.inference.queue import PendingRequest, RequestQueue, Reservation
 
-LIMIT, CALLER_LIMIT = 12, 8
+LIMIT, CALLER_LIMIT, SMALL_LIMIT = 12, 8, 2
+
+
+class Model:
+    """The queue does not call it."""
+
+    def __call__(self, items: Sequence[int], exclusive: bool) -> list[int]:
+        raise NotImplementedError
+
+    def verify(self) -> None:
+        raise NotImplementedError
+
+
+MODEL = Model()
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +37,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 def fill(queue: RequestQueue[int, int], caller: str, items: list[int], loop: asyncio.AbstractEventLoop) -> None:
     with queue.reserve(len(items), caller) as reservation:
-        queue.put(PendingRequest(items, caller, loop), reservation)
+        queue.put(PendingRequest(MODEL, items, caller, loop), reservation)
 
 
 def take(queue: RequestQueue[int, int], count: int) -> list[int]:
@@ -38,7 +51,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.queue: RequestQueue[int, int] = RequestQueue(LIMIT, CALLER_LIMIT)
+        self.queue: RequestQueue[int, int] = RequestQueue(LIMIT, CALLER_LIMIT, SMALL_LIMIT)
         self.reservations: list[Reservation] = []
         self.requests: list[PendingRequest[int, int]] = []
 
@@ -55,7 +68,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), caller=st.sampled_from("abc"))
     def reserve(self, count: int, caller: str) -> None:
-        fits = self.size + count <= LIMIT and self.held(caller) + count <= CALLER_LIMIT
+        held = self.held(caller) + count
+        limit = LIMIT if held <= SMALL_LIMIT else LIMIT - SMALL_LIMIT
+        fits = self.size + count <= limit and held <= CALLER_LIMIT
         if fits:
             self.reservations.append(self.queue.reserve(count, caller))
             return
@@ -71,7 +86,9 @@ class QueueMachine(RuleBasedStateMachine):
         count = data.draw(st.integers(0, reservation.count))
         with reservation:
             if count:
-                request: PendingRequest[int, int] = PendingRequest(list(range(count)), reservation.caller, self.loop)
+                request: PendingRequest[int, int] = PendingRequest(
+                    MODEL, list(range(count)), reservation.caller, self.loop
+                )
                 self.queue.put(request, reservation)
                 self.requests.append(request)
 
@@ -113,7 +130,7 @@ def test_callers_share_a_batch_equally(sizes: dict[str, int]) -> None:
     queue: RequestQueue[str, int] = RequestQueue(1000)
     for caller, size in sizes.items():
         with queue.reserve(size, caller) as reservation:
-            queue.put(PendingRequest([caller] * size, caller, loop), reservation)
+            queue.put(PendingRequest(MODEL, [caller] * size, caller, loop), reservation)
     with queue.changed:
         shares = Counter(item for part in queue.take(16) for item in part.items)
     unsatisfied = [caller for caller, size in sizes.items() if shares[caller] < size]
@@ -145,12 +162,69 @@ def test_only_the_caller_over_its_share_is_refused(loop: asyncio.AbstractEventLo
     queue.check(4, "b")
 
 
+def test_large_callers_leave_room_for_small_ones(loop: asyncio.AbstractEventLoop) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(16, caller_limit=8, small_limit=2)
+    fill(queue, "a", [0] * 8, loop)
+    fill(queue, "b", [0] * 6, loop)
+    with pytest.raises(QueueFull, match="the limit is 14"):
+        queue.check(1, "b")
+    with pytest.raises(QueueFull, match="the limit is 14"):
+        queue.check(3, "c")
+    fill(queue, "c", [0], loop)
+    fill(queue, "d", [0], loop)
+    with pytest.raises(QueueFull, match="the limit is 16"):
+        queue.check(1, "e")
+
+
+@given(
+    callers=st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=4), min_size=1, max_size=6),
+    batch=st.integers(1, 8),
+)
+def test_nobody_starves_and_order_is_kept(callers: list[list[int]], batch: int) -> None:
+    """While batches are taken, callers that keep the queue full delay a single image by one round of turns."""
+    loop = asyncio.new_event_loop()
+    queue: RequestQueue[tuple[int, int, int], int] = RequestQueue(10_000)
+    for caller, sizes in enumerate(callers):
+        for request, size in enumerate(sizes):
+            fill(queue, str(caller), [(caller, request, index) for index in range(size)], loop)
+    fill(queue, "lone", [(-1, 0, 0)], loop)
+    served: list[tuple[int, int, int]] = []
+    while queue.waiting:
+        served += take(queue, batch)
+    assert served.index((-1, 0, 0)) < len(callers) + batch
+    for caller, sizes in enumerate(callers):
+        for request, size in enumerate(sizes):
+            own = [index for owner, number, index in served if (owner, number) == (caller, request)]
+            assert own == list(range(size))
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ({"a": 1}, False),
+        ({"a": 1, "b": 4}, False),  # a large batch has no image too many
+        ({"a": 1, "b": 256}, True),
+        ({"a": 4, "b": 5, "c": 256}, True),
+        ({"a": 5, "b": 256}, False),
+        ({str(caller): 1 for caller in range(8)} | {"large": 256}, False),  # small batches would cost throughput
+    ],
+)
+def test_a_caller_of_a_few_images_beside_a_large_one_is_found(
+    images: dict[str, int], expected: bool, loop: asyncio.AbstractEventLoop
+) -> None:
+    queue: RequestQueue[int, int] = RequestQueue(1000)
+    for caller, count in images.items():
+        fill(queue, caller, list(range(count)), loop)
+    assert queue.has_short_caller is expected
+
+
 def test_closed_queue_refuses(loop: asyncio.AbstractEventLoop) -> None:
     queue: RequestQueue[int, int] = RequestQueue(4)
     reservation = queue.reserve(2)
     queue.closed = True
     with pytest.raises(NotReady), reservation:
-        queue.put(PendingRequest([1, 2], "", loop), reservation)
+        queue.put(PendingRequest(MODEL, [1, 2], "", loop), reservation)
     with pytest.raises(NotReady):
         queue.reserve(1)
     assert queue.size == 0

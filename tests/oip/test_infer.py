@@ -96,6 +96,7 @@ def test_the_model_and_the_id_are_told(client: httpx.Client) -> None:
     for path in (TENSOR, TENSOR.replace("/infer", "/versions/1/infer")):
         answer = client.post(path, json=with_pixels(PIXELS[:1], id="my-7")).json()
         assert (answer["model_name"], answer["model_version"], answer["id"]) == ("tiny", "1", "my-7")
+        assert answer["parameters"] == {"weights_version": client.get("/model").json()["version"]}
     assert "id" not in client.post(TENSOR, json=with_pixels(PIXELS[:1])).json()
 
 
@@ -161,8 +162,8 @@ def test_the_models_tell_of_themselves(
         ("POST", "/v2/cudasharedmemory/region/x/register", 404, "Not Found"),
         ("GET", "/v2/models/tiny/infer", 405, "Method Not Allowed"),
         ("POST", "/v2", 405, "Method Not Allowed"),
-        ("POST", "/v2/repository/models/tiny/load", 501, "chosen when the service starts"),
-        ("POST", "/v2/repository/models/tiny/unload", 501, "chosen when the service starts"),
+        ("POST", "/v2/repository/models/tiny/load", 403, "Loading needs an API key"),
+        ("POST", "/v2/repository/models/tiny/unload", 501, "'tiny' cannot be unloaded"),
         ("POST", TENSOR, 400, "The body is empty; it must be a JSON object"),
         ("POST", IMAGE, 400, "The body is empty; it must be a JSON object"),
     ],
@@ -358,6 +359,6 @@ def test_a_root_path(start: Start) -> None:
 def test_the_schema_tells_of_it_in_one_group(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     calls = [call for path, calls in paths.items() if path.startswith("/v2") for call in calls.values()]
-    assert len(calls) == 10
+    assert len(calls) == 11
     assert {tuple(call["tags"]) for call in calls} == {("Open Inference Protocol",)}
     assert all(call["summary"] and "default" in call["responses"] and "422" not in call["responses"] for call in calls)

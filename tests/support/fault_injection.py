@@ -19,11 +19,11 @@ from app.application import create_app
 from app.engines import Engine, Output
 from app.errors import DeviceLostError
 from app.http.http_protocol import Protocol
-from app.lifespan import LoadEngine, load_engine
 from app.model.weights import Weights
 from app.process.server import Server, listen
 from app.process.supervisor import Supervisor
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 from app.telemetry import logs
 
 

@@ -24,26 +24,30 @@ def test_images_are_resized(folder: Path) -> None:
     assert data.load(folder, 24).train.images.shape == (120, 24, 24, 3)
 
 
-def test_missing_folders_and_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither cifar-10-batches-py/ nor train"):
-        data.load(tmp_path, 32)
-    (tmp_path / "train" / "only").mkdir(parents=True)
-    with pytest.raises(DataError, match="1 class folders; at least 2"):
-        data.load(tmp_path, 32, ["train"])
-    (tmp_path / "train" / "other").mkdir()
-    with pytest.raises(DataError, match="no images for: only, other"):
-        data.load(tmp_path, 32, ["train"])
-    for name in ("only", "other"):
-        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "1.png")
-    with pytest.raises(DataError, match=r"test is missing; --no-test trains without"):
-        data.load(tmp_path, 32)
-    (tmp_path / "test" / "only").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "only" / "1.png")
-    with pytest.raises(DataError, match=r"test has no images for: other\."):
-        data.load(tmp_path, 32)
+def test_parts_that_lack_classes_are_noted(tmp_path: Path) -> None:
+    for part, name in (("train", "only"), ("train", "other"), ("test", "only")):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / name / "1.png")
+    assert data.load(tmp_path, 32).notes == ["the test part lacks 1 of 2 classes: other"]
     (tmp_path / "test" / "zebra").mkdir()
-    with pytest.raises(DataError, match=r"test has classes that .*train lacks: zebra\."):
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "zebra" / "1.png")
+    with pytest.raises(DataError, match=r"the test part has classes that the train part lacks: zebra\."):
         data.load(tmp_path, 32)
+
+
+def test_validation_part_replaces_the_random_split(folder: Path, tmp_path: Path) -> None:
+    for part, source in (("train", "train"), ("val", "test")):
+        (tmp_path / part).symlink_to(folder / source)
+    loaded = data.load(tmp_path, 32)
+    assert loaded.val is not None
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (120, 30, 0)
+    train, val = data.training_and_validation(loaded, 0.1, seed=0)
+    assert (train, val) == (loaded.train, loaded.val)
+    evaluated = data.load(tmp_path, 32, ["test"])
+    assert (len(evaluated.train), evaluated.val, len(evaluated.test)) == (0, None, 30)
+    assert evaluated.notes == ["no test part: the validation part is read"]
+    without = data.load(folder, 32)
+    assert len(data.training_and_validation(without, 0.1, seed=0)[1]) == 12
 
 
 def test_one_split_can_be_read_alone(folder: Path, tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_class_without_readable_images_reports_the_reason(tmp_path: Path) -> Non
     for label in ("a", "b"):
         (tmp_path / "train" / label).mkdir(parents=True)
         (tmp_path / "train" / label / "scan.tiff").write_bytes(b"II*\0")
-    with pytest.raises(DataError, match=r"no images for: a, b\. scan\.tiff was rejected: Send one of PNG"):
+    with pytest.raises(DataError, match=r"no readable images for: a, b\. scan\.tiff was rejected: The first bytes"):
         data.load(tmp_path, 32, ["train"])
 
 

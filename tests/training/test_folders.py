@@ -54,11 +54,15 @@ def test_folder_is_trained_on_and_served(tmp_path: Path, classes: int, train_ima
 
 
 @pytest.mark.slow
-def test_folder_without_test_images_needs_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    generate(tmp_path / "data", 2, 4, 0)
-    (tmp_path / "data" / "test").rename(tmp_path / "data" / "other")
+@pytest.mark.parametrize(("val", "expected"), [(None, "test accuracy"), ("val", "validation accuracy")])
+def test_folder_without_test_part_is_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], val: str | None, expected: str
+) -> None:
+    """Without any held-out part a share is held out; with val/ the report is on it."""
+    generate(tmp_path / "data", 2, 6, 2)
+    (tmp_path / "data" / "test").rename(tmp_path / "data" / val if val else tmp_path / "other")
     flags = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "x.safetensors"), "--run-dir", str(tmp_path)]
-    with pytest.raises(SystemExit, match="test is missing; --no-test trains without test images"):
-        train.main(flags)
-    train.main([*flags, "--widths", "8,8,8", "--epochs", "1", "--no-test"])
-    assert "validation accuracy" in capsys.readouterr().out
+    train.main([*flags, "--widths", "8,8,8", "--epochs", "1"])
+    printed = capsys.readouterr().out
+    assert expected in printed
+    assert ("held out for the test" in printed) == (val is None)

@@ -202,4 +202,6 @@ def test_missing_class_images_are_one_line(folder: Path, tmp_path: Path) -> None
         (data / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         (data / "train" / name).symlink_to(folder / "train" / name)
     (data / "train" / "none").mkdir()
-    assert cli_error(data, tmp_path, "--no-test")[1].endswith("train has no images for: none.")
+    (data / "train" / "none" / "x.png").write_bytes(b"")
+    line = "The train part of data has no readable images for: none. x.png was rejected: The file is empty."
+    assert cli_error(data, tmp_path, "--no-test")[1].endswith(line)

@@ -166,6 +166,7 @@ function showPrediction(item, prediction) {
     return element("li", "", bar, element("span", "", label), element("span", "", percent(probability)));
   });
   item.text.replaceChildren(element("h3", "", prediction.label), element("ol", "bars", ...bars), showName(item.file));
+  if (prediction.ood) item.text.append(element("p", "ood", "unlike the training pictures"));
   if (prediction.resized_from) {
     const [width, height] = prediction.resized_from;
     const cut = width === height ? "" : ", cut at the centre";
