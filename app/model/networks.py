@@ -119,10 +119,15 @@ class ConvNet(nn.Module):
         filters = (directions.T / (variances[:, None] + 5e-4).sqrt()).view(-1, 3, k, k)
         self.whiten.weight.copy_(torch.cat((filters, -filters)))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """The head's inputs [N, widths[-1]]: the largest activation of each channel."""
         pixels = self.normalize(images.to(self.whiten.weight.dtype))
         x: Tensor = self.groups(F.gelu(self.whiten(pixels)))
-        logits: Tensor = self.head(x.amax((2, 3)))
+        return x.amax((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images)
+        logits: Tensor = self.head(x)
         return logits.float() / x.shape[1]  # head weights have unit variance; this keeps logits small
 
 

@@ -1,0 +1,42 @@
+"""Features of images from a trained network whose filters stay frozen: the inputs of a linear head."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.engines.pytorch import load_network
+from app.errors import WeightsError
+from app.model import weights
+from app.model.networks import ConvNet
+from app.model.weights import Weights
+
+BATCH = 64  # images; bounds the memory of the activations
+
+Array = NDArray[np.float32]
+
+
+def load_backbone(file: Path) -> Weights:
+    """The network of the file, or the largest network of a cascade; raises WeightsError where it is no ConvNet."""
+    loaded = weights.load(file)
+    largest = max(loaded.networks or [loaded], key=lambda each: each.card.parameters)
+    if largest.card.architecture != "convnet":
+        raise WeightsError(f"{file} holds a network of architecture {largest.card.architecture}; a convnet is needed.")
+    return largest
+
+
+def extract_features(file: Path, images: Tensor) -> Array:
+    """Features float32 [N, D] of images uint8 [N, S, S, 3], from the network of `load_backbone`."""
+    network = load_network(load_backbone(file))
+    assert isinstance(network, ConvNet)
+    return network_features(network, images)
+
+
+@torch.inference_mode()
+def network_features(network: ConvNet, images: Tensor) -> Array:
+    """The inputs of a folded network's head, float32 [N, D], for images uint8 [N, S, S, 3]."""
+    width = network.head.in_features
+    parts = [network.features(part.permute(0, 3, 1, 2)).numpy() for part in images.split(BATCH)]
+    return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
