@@ -101,7 +101,7 @@ def test_missed_references_are_rejected(tiny: Weights) -> None:
 @pytest.mark.skipif(hardware.pick_precision(hardware.cpu_flags()) != "int8", reason="the CPU has no fast int8")
 def test_next_precision_follows_a_missed_self_check(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
     clipped = dict.fromkeys(tiny.card.activation_ranges, 0.01)
-    sharp = tiny._replace(card=tiny.card.model_copy(update={"activation_ranges": clipped, "temperature": 0.1}))
+    sharp = tiny._replace(card=tiny.card.model_copy(update={"activation_ranges": clipped, "temperature": 0.3}))
     file = sharp._replace(reference_probabilities=TorchEngine(sharp, "cpu", 1, "float32")(tiny.reference_images)[0])
     engine = engines.load(file)
     assert (engine.name, engine.precision) == ("openvino", "bfloat16")
