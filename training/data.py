@@ -1,10 +1,11 @@
 """A data folder as uint8 tensors: torchvision's CIFAR-10, or DIR/train/<class>/* and DIR/test/<class>/*."""
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ class Split:
     def select(self, index: Tensor) -> "Split":
         """The images at these positions int64 [M], or where the mask bool [N] is true."""
         return Split(self.images[index], self.labels[index])
+
+    def sample(self, count: int, seed: int = 0) -> "Split":
+        """At most `count` random images: folders are sorted by class, so the first images are of the first classes."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.select(order[:count]) if len(self) > count else self
 
 
 class Dataset(NamedTuple):
@@ -79,8 +85,25 @@ def load(root: Path, size: int, splits: Collection[str] = SPLITS) -> Dataset:
     return Dataset("CIFAR-10", parts[0].classes, train, test, rejected=[])
 
 
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What identifies the training data: `classes`, `number of images` and `content`, a SHA-256 over all of it."""
+    digest = hashlib.sha256(dataset.train.images.contiguous().numpy().data)
+    digest.update(dataset.train.labels.numpy().data)
+    return {
+        "classes": dataset.classes,
+        "number of images": len(dataset.train),
+        "content": digest.hexdigest(),
+    }
+
+
 def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split, Split]:
-    """A stratified split into (training, validation), with at least one validation image of each class.
+    """(training, validation) by `val_mask`."""
+    mask = val_mask(split, val_fraction, seed)
+    return split.select(~mask), split.select(mask)
+
+
+def val_mask(split: Split, val_fraction: float, seed: int) -> Tensor:
+    """Mask bool [N] of the validation images: a share of each class, and at least one image.
 
     Raises DataError for a class of one image.
     """
@@ -92,7 +115,7 @@ def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split
         if len(members) < 2:
             raise DataError("Every class needs two training images: one of them is for validation.")
         mask[members[: max(1, round(val_fraction * len(members)))]] = True
-    return split.select(~mask), split.select(mask)
+    return mask
 
 
 def _empty_split(size: int) -> Split:

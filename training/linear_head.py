@@ -28,12 +28,14 @@ Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]  # positions to fit 
 class LinearHead(NamedTuple):
     """Logits are `features @ weight.T`, weight float32 [classes, D], without bias as ConvNet's head.
 
-    Log-probabilities float32 [N, classes] are out of fold: each image's come from a head fitted without it. `single`
-    and `mean` are of the images and of the mean of image and flip, `magnified` is [2, N, classes]: both, magnified.
-    `flip_loss` is the accuracy that heads fitted to images lose on flips.
+    `labels` int64 [N] are of the images. Log-probabilities float32 [N, classes] are out of fold: those of an image come
+    from a head that was fitted without it. `single` and `mean` are of the images and of the mean of image and flip;
+    `magnified` [2, N, classes] holds both for magnified images. `flip_loss` is the accuracy that heads fitted to images
+    lose on flips.
     """
 
     weight: Array
+    labels: Labels
     inverse_penalty: float
     hflip: bool
     balanced: bool
@@ -67,6 +69,7 @@ def fit(
     plain, flipped, magnified, magnified_flipped = chosen.logits
     return LinearHead(
         weight=weight,
+        labels=labels,
         inverse_penalty=chosen.inverse_penalty,
         hflip=hflip,
         balanced=balanced,
