@@ -1,11 +1,14 @@
-"""What a run writes: the weights file of a linear head, and the report."""
+"""What a run writes: its folders, the weights file of a linear head, and the report."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
+from app.errors import SettingsError
 from app.model.weights import save
 from training import finetune, metrics, report
 from training.data import Dataset, Split
@@ -22,6 +25,30 @@ class Output(NamedTuple):
     file: Path
     run_dir: Path
     no_test: bool
+
+
+def refuse_used_names(out: Path, run_dir: Path) -> None:
+    """Raises SettingsError where files of an earlier run would be lost."""
+    for used in (run_dir / "checkpoint.pt", out):
+        if used.exists():
+            raise SettingsError(
+                f"{used} is of an earlier run: choose another --out, or --resume it, or --overwrite it."
+            )
+
+
+@contextmanager
+def new_folders(*folders: Path) -> Iterator[None]:
+    """Creates folders, and after an error removes those of them that are empty; raises OSError."""
+    created = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in sorted(created, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # not empty
+                path.rmdir()
+        raise
 
 
 def write_head(output: Output, dataset: Dataset, plan: Plan) -> None:

@@ -11,8 +11,6 @@ import ctypes
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -49,8 +47,8 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     recipe = cli.from_flags(arguments, Recipe.model_validate(resumed["recipe"]) if resumed else None)
     _check_names(name, recipe)
     if context.is_main and not (resumed or arguments.overwrite):
-        _refuse_used_names(arguments.out, run_dir)
-    with new_folders(run_dir, arguments.out.parent):  # an unwritable folder should fail now, not after training
+        outputs.refuse_used_names(arguments.out, run_dir)
+    with outputs.new_folders(run_dir, arguments.out.parent):  # an unwritable folder should fail now, not after training
         dataset = _load_data(arguments, recipe.image_size, context)
         if resumed:
             checkpoint.check_fingerprint(resumed, data.fingerprint(dataset))
@@ -116,30 +114,6 @@ def _check_names(name: str, recipe: Recipe) -> None:
     for flag, file in (("--initial-weights", recipe.initial_weights), ("--teacher", recipe.teacher)):
         if file and not Path(file).is_file():
             raise SettingsError(f"{flag}: there is no file {file}.")
-
-
-def _refuse_used_names(out: Path, run_dir: Path) -> None:
-    """Raises SettingsError where files of an earlier run would be lost."""
-    for used in (run_dir / "checkpoint.pt", out):
-        if used.exists():
-            raise SettingsError(
-                f"{used} is of an earlier run: choose another --out, or --resume it, or --overwrite it."
-            )
-
-
-@contextmanager
-def new_folders(*folders: Path) -> Iterator[None]:
-    """Creates folders, and after an error removes those of them that are empty; raises OSError."""
-    created = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in sorted(created, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):  # not empty
-                path.rmdir()
-        raise
 
 
 def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
