@@ -1,13 +1,11 @@
 """The training loop, top to bottom: steps, epochs, checkpoints, interruption, metrics log, weight averaging."""
 
 import copy
-import json
 import math
-import shutil
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +13,11 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, update_bn
 from tqdm import tqdm
 
-from app.errors import SettingsError, ThirtytwoError
+from app.errors import ThirtytwoError
 from training import checkpoint, metrics, optimizers
 from training.data import Split
 from training.distributed import DistributedContext, StopSignals
+from training.history import Epoch, MetricsLogger
 from training.loader import Batch, Loader
 from training.recipe import Recipe
 
@@ -31,17 +30,6 @@ class Diverged(ThirtytwoError):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM; the checkpoint is written."""
-
-
-class Epoch(NamedTuple):
-    """Metrics of an epoch. Accuracies are shares; `seconds` is training time since step 0, over all resumed runs."""
-
-    epoch: int
-    seconds: float
-    images_per_s: float
-    loss: float
-    train_accuracy: float
-    val_accuracy: float
 
 
 class Trainer:
@@ -63,10 +51,12 @@ class Trainer:
         self.optimizers = optimizers.build(self.network, recipe, loader.batch_size, self.total_steps, steps_per_epoch)
         self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
+        self.fingerprint: dict[str, Any] = {}  # of the training data, for the checkpoint
         # Earlier weights of this network to average with the final ones: the initial and the previously final ones.
         self.averaged_checkpoints: list[checkpoint.State] = []
         if recipe.average_checkpoints and recipe.initial_weights:
             self.averaged_checkpoints.append(copy.deepcopy(self.network.state_dict()))
+        self._class_weights = loader.class_weights.to(device) if recipe.class_balance == "weights" else None
         self._parallel_network = self.context.wrap(self.network)
 
     def fit(self, val: Split, run_dir: Path, checkpoint_interval_s: float, tensorboard: bool = False) -> None:
@@ -103,9 +93,11 @@ class Trainer:
                         self._raise_if_stopped(stop, checkpoint_file)
                 loss_sum, correct, samples = self.context.all_reduce_sum(loss_sum, correct, samples)
                 epoch_s = time.monotonic() - epoch_start
-                val_accuracy = metrics.accuracy(metrics.predict_logits(self.network, val.images), val.labels)
+                val_logits = metrics.predict_logits(self.network, val.images)
+                val_accuracy = metrics.accuracy(val_logits, val.labels)
+                val_loss = F.cross_entropy(val_logits, val.labels).item()
                 rate, loss, accuracy = samples / epoch_s, loss_sum / samples, correct / samples
-                self.history.append(Epoch(epoch + 1, self.seconds, rate, loss, accuracy, val_accuracy))
+                self.history.append(Epoch(epoch + 1, self.seconds, rate, loss, accuracy, val_accuracy, val_loss))
                 self._save(checkpoint_file)  # includes the history, from which metrics.jsonl is restored
                 saved_at = time.monotonic()
                 if metrics_logger:
@@ -127,7 +119,7 @@ class Trainer:
         network: nn.Module = averaged.module
         if not self.recipe.freeze_bn:
             batches = islice(self.loader.epoch(len(self.history)), BN_BATCHES)
-            with torch.autocast(self.device.type, torch.bfloat16):  # as in training
+            with metrics.autocast(self.device):  # as in training
                 update_bn((batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches), network)
         return network.eval()
 
@@ -137,6 +129,7 @@ class Trainer:
             raise Diverged(f"Non-finite weight at step {self.step}; a lower learning rate may help.")
         return checkpoint.state_dict(self.network, self.optimizers) | {
             "recipe": self.recipe.model_dump(),
+            "fingerprint": self.fingerprint,
             "averaged_checkpoints": self.averaged_checkpoints,
             "total_steps": self.total_steps,
             "step": self.step,
@@ -169,7 +162,7 @@ class Trainer:
             optimizers.freeze_finished_groups(self.optimizers, self.step)
         images = batch.images.to(self.device).permute(0, 3, 1, 2)  # uint8 [N, 3, S, S]
         labels = batch.labels.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with metrics.autocast(self.device):
             logits = self._parallel_network(images)  # float32 [N, classes], as all networks return them
         loss = self._loss(logits, labels, batch.targets)
         if not torch.isfinite(loss):
@@ -184,7 +177,8 @@ class Trainer:
     def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """Cross-entropy summed over the batch, for the labels and where there is a teacher for its targets."""
         # Sums, because Muon's SGD rates are per image; `_train_step` scales for the other optimizers.
-        hard = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        weights = self._class_weights
+        hard = F.cross_entropy(logits, labels, weights, label_smoothing=self.recipe.label_smoothing, reduction="sum")
         if targets is None:
             return hard
         soft = F.cross_entropy(logits, targets.to(self.device), reduction="sum")
@@ -213,38 +207,7 @@ class Trainer:
         remaining_s = (self.total_steps - self.step) * self.seconds / self.step
         print(
             f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  "
-            f"val {epoch.val_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.0f} s, "
-            f"{remaining_s:.0f} s left",
+            f"val loss {epoch.val_loss:.3f}  val {epoch.val_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  "
+            f"{epoch.seconds:.0f} s, {remaining_s:.0f} s left",
             flush=True,
         )
-
-
-class MetricsLogger:
-    """metrics.jsonl and optional TensorBoard events, rewritten from the history so that a resumed run has no gaps.
-
-    Raises OSError for a full disk, SettingsError where TensorBoard is not installed.
-    """
-
-    def __init__(self, folder: Path, history: list[Epoch], tensorboard: bool) -> None:
-        self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
-        self._file = folder / "metrics.jsonl"
-        self._file.write_text("")
-        for epoch in history:
-            self.log(epoch)
-
-    def log(self, epoch: Epoch) -> None:
-        with self._file.open("a") as lines:
-            print(json.dumps(epoch._asdict()), file=lines)
-        if self._writer:
-            for name in ("loss", "train_accuracy", "val_accuracy", "images_per_s"):
-                self._writer.add_scalar(name, getattr(epoch, name), epoch.epoch)
-            self._writer.flush()
-
-
-def _summary_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SettingsError("--tensorboard needs an extra: pip install -e '.[tensorboard]'.") from None
-    shutil.rmtree(folder, ignore_errors=True)  # event files only grow; a resumed run writes its history again
-    return SummaryWriter(str(folder))
