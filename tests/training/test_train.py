@@ -243,7 +243,7 @@ def test_evaluate_accepts_some_of_the_classes(
     assert results["images"] == 20
     assert results["per_class"]["bright"]["support"] == 0
     assert results["balanced_accuracy"] > 0.9
-    assert "notes.txt: Send one of" in capsys.readouterr().err
+    assert "notes.txt: The first bytes are of none of" in capsys.readouterr().err
 
 
 def test_full_disk_is_one_line(folder: Path, tmp_path: Path) -> None:
