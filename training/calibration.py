@@ -1,6 +1,7 @@
 """Post-training calibration on validation images: int8 ranges, temperature and label-smoothing correction."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from math import exp, log
 from typing import Any
 
@@ -22,7 +23,12 @@ CLIPPING_CANDIDATES = [0.95**i for i in range(45)]  # of the largest input: 1 do
 SAMPLE_STRIDE = 13  # samples one input of 13; a prime, so that no layer's width or height is a multiple of it
 JPEG_QUALITY = 80  # a common default of image editors
 PROBABILITY_FLOOR = 1e-30  # before the logarithm
+TEMPERATURE_BOUNDS = (0.1, 10.0)
+PRIOR_DEVIATION = 0.5  # of the logarithm of the temperature: halving and doubling are 1.4 deviations
+PRIOR_CORRECTION = 0.05  # mean of the correction's prior; 10 images outweigh it
 SMOOTHING_GRID = [step / 100 for step in range(21)]  # label-smoothing corrections from 0 to 0.2
+
+logger = logging.getLogger(__name__)
 
 
 def quantized_convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -80,17 +86,34 @@ def calibrate_probabilities(engine: Engine, val: Split) -> tuple[float, float]:
     return fit_calibration(probabilities.clamp_min(PROBABILITY_FLOOR).log(), val.labels.repeat(2))
 
 
-def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """(temperature from 0.1 to 10, correction from 0 to 0.2) with the least negative log-likelihood."""
+def fit_calibration(
+    logits: Tensor, labels: Tensor, corrections: Sequence[float] = SMOOTHING_GRID, weights: Tensor | None = None
+) -> tuple[float, float]:
+    """(temperature from 0.1 to 10, correction out of `corrections`) with the least penalised negative log-likelihood.
+
+    The penalty is the negative logarithm of a prior towards no change: log T is normal around 0, the correction is
+    exponential. Without errors the likelihood alone has no maximum. `weights` float32 [N] are of the images; mean 1.
+    """
+    images = len(labels) if weights is None else float(weights.sum())
 
     def loss(log_temperature: float, correction: float) -> float:
-        return F.nll_loss(calibrated_softmax(logits, exp(log_temperature), correction).log(), labels).item()
+        penalty = (log_temperature / PRIOR_DEVIATION) ** 2 / 2 + correction / PRIOR_CORRECTION
+        losses = F.nll_loss(
+            calibrated_softmax(logits, exp(log_temperature), correction).log(), labels, reduction="none"
+        )
+        return float((losses if weights is None else losses * weights).sum() + penalty) / images
 
-    bounds = log(0.1), log(10.0)  # searched in logarithms: halving and doubling are equal steps
+    # The search is in logarithms: halving and doubling are equal steps.
+    bounds = log(TEMPERATURE_BOUNDS[0]), log(TEMPERATURE_BOUNDS[1])
     # The correction is a grid, because the loss is not smooth in it where the floor of the correction starts.
-    fits = [minimize_scalar(loss, args=(c,), bounds=bounds, options={"xatol": 1e-3}) for c in SMOOTHING_GRID]
+    fits = [minimize_scalar(loss, args=(c,), bounds=bounds, options={"xatol": 1e-3}) for c in corrections]
     best = min(range(len(fits)), key=lambda i: float(fits[i].fun))
-    return exp(fits[best].x), SMOOTHING_GRID[best]
+    temperature = exp(fits[best].x)
+    if not TEMPERATURE_BOUNDS[0] * 1.01 < temperature < TEMPERATURE_BOUNDS[1] * 0.99:
+        logger.warning("The temperature %.3g is at its bound: confidence is not calibrated.", temperature)
+    if len(corrections) > 1 and corrections[best] == max(corrections):
+        logger.warning("The label-smoothing correction %.2g is at its bound.", corrections[best])
+    return temperature, corrections[best]
 
 
 def with_card(weights: Weights, **changes: Any) -> Weights:

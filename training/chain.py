@@ -90,7 +90,8 @@ def plan(chain: ChainFile, run_dir: Path) -> list[Run]:
     runs: list[Run] = []
     files: dict[str, Path] = {}  # of `network` and `network/number`
     for network in chain.networks:
-        flags = dict(chain.defaults)
+        # Without choices that depend on the data: a run is made by its flags only.
+        flags = {"finetune": "none", "class_balance": "none"} | chain.defaults
         for number, own in enumerate(network.runs, start=1):
             flags |= own
             resolved = dict(flags)

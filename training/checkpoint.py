@@ -1,7 +1,7 @@
 """The checkpoint file of a run: written atomically, read without executing pickles."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,26 @@ def save(path: Path, state: State) -> None:
 def load(path: Path) -> State:
     """Raises DataError where the file is missing or broken."""
     try:
-        state: State = torch.load(path, weights_only=True)  # refuses pickled objects other than tensors
+        # weights_only refuses pickled objects other than tensors; a GPU's checkpoint also resumes on a CPU.
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"There is no checkpoint at {path} to resume from.") from None
     except Exception as error:  # the unpickler of a broken file raises almost any type
         raise DataError(f"The checkpoint {path} is broken; start again without --resume.") from error
     return state
+
+
+def check_fingerprint(state: State, current: Mapping[str, Any]) -> None:
+    """Raises DataError, which names the difference, where the checkpoint is of other data than `current`.
+
+    Checkpoints from before 0.5 have no fingerprint.
+    """
+    for name, was in state.get("fingerprint", {}).items():
+        if (found := current.get(name)) != was:
+            values = f": {_short(was)}, now {_short(found)}" if name != "content" else ""
+            raise DataError(f"--resume continues on the same data only; its {name} differs{values}.")
+
+
+def _short(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 100 else text[:99] + "…"

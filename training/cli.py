@@ -59,12 +59,17 @@ def _default_and_bounds(field: FieldInfo) -> str:
     return f" [{'; '.join(parts)}]" if parts else ""
 
 
+def given(arguments: argparse.Namespace) -> set[str]:
+    """The fields of Recipe whose flags are on the command line."""
+    return {name for name in Recipe.model_fields if getattr(arguments, name) is not None}
+
+
 def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None) -> Recipe:
     """The recipe of the resumed run, or the arch's default one, with the given flags.
 
     Raises SettingsError, in one line, for an invalid value or one that a resumed run cannot change.
     """
-    flags = {name: value for name in Recipe.model_fields if (value := getattr(arguments, name)) is not None}
+    flags = {name: getattr(arguments, name) for name in given(arguments)}
     # Flags that are not given keep the value of the checkpoint, not the default.
     base = resumed_from or DEFAULT_RECIPES[flags.get("arch", "convnet")]
     try:

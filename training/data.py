@@ -1,10 +1,11 @@
 """A data set as uint8 tensors, of any form in `training.datasets`."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ class Split:
     def select(self, index: Tensor) -> "Split":
         """The images at these positions int64 [M], or where the mask bool [N] is true."""
         return Split(self.images[index], self.labels[index])
+
+    def sample(self, count: int, seed: int = 0) -> "Split":
+        """At most `count` random images: folders are sorted by class, so the first images are of the first classes."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.select(order[:count]) if len(self) > count else self
 
 
 class Dataset(NamedTuple):
@@ -79,6 +85,16 @@ def load(
         )
 
 
+def with_validation(dataset: Dataset) -> tuple[Dataset, Tensor | None]:
+    """The data's own validation part behind the training images, and its mask bool [N]; without one, None."""
+    if dataset.val is None:
+        return dataset, None
+    parts = dataset.train, dataset.val
+    together = Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+    mask = torch.arange(len(together)) >= len(dataset.train)
+    return dataset._replace(train=together, val=None), mask
+
+
 def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
     """(training, validation): the data's own validation part, or else a random share of the training images.
 
@@ -87,8 +103,25 @@ def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tup
     return (dataset.train, dataset.val) if dataset.val else train_val_split(dataset.train, fraction, seed)
 
 
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What identifies the training data: `classes`, `number of images` and `content`, a SHA-256 over all of it."""
+    digest = hashlib.sha256(dataset.train.images.contiguous().numpy().data)
+    digest.update(dataset.train.labels.numpy().data)
+    return {
+        "classes": dataset.classes,
+        "number of images": len(dataset.train),
+        "content": digest.hexdigest(),
+    }
+
+
 def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split, Split]:
-    """A stratified split into (training, validation), with at least one validation image of each class.
+    """(training, validation) by `val_mask`."""
+    mask = val_mask(split, val_fraction, seed)
+    return split.select(~mask), split.select(mask)
+
+
+def val_mask(split: Split, val_fraction: float, seed: int) -> Tensor:
+    """Mask bool [N] of the validation images: a share of each class, and at least one image.
 
     Raises DataError for a class of one image.
     """
@@ -100,7 +133,7 @@ def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split
         if len(members) < 2:
             raise DataError("Every class needs two training images: one of them is for validation.")
         mask[members[: max(1, round(val_fraction * len(members)))]] = True
-    return split.select(~mask), split.select(mask)
+    return mask
 
 
 def _with_requested(listing: Listing, root: Path, splits: Collection[str], selection: Selection) -> Listing:

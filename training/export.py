@@ -84,7 +84,7 @@ def export(
     references = reference_images(val)  # never test images: the file is public
     weights = Weights(card, quantized_state(network), references, np.empty(0, np.float32), "")
     # The ranges are those of the stored weights, so that weight rounding is part of the error they minimise.
-    ranges = calibration.calibrate_activation_ranges(load_network(weights), val.images[:RANGE_IMAGES])
+    ranges = calibration.calibrate_activation_ranges(load_network(weights), val.sample(RANGE_IMAGES).images)
     weights = calibration.with_card(weights, activation_ranges=ranges, results=results)
     # Temperature and correction are fitted on the engine that serves: int8 changes confidence, too.
     temperature, correction = calibration.calibrate_probabilities(engines.load(weights, device), val)

@@ -43,6 +43,9 @@ class Loader:
         self.teacher = teacher
         self.recipe = recipe
         self.rank = rank
+        # Weighted by these, every class has the same share in the loss; the mean weight of an image is 1.
+        counts = torch.bincount(split.labels)
+        self.class_weights = len(split) / (counts.count_nonzero() * counts.clamp_min(1))  # float32 [classes]
         # Every process has the same number of images, as averaged gradients assume.
         self.local_batch_size = max(1, min(recipe.batch_size, len(split)) // world_size)
         self.batch_size = self.local_batch_size * world_size

@@ -14,6 +14,7 @@ from app.engines import Engine
 from app.engines.cascade import PROBABILITY_FLOOR
 from training import augment
 from training.data import Split
+from training.precision import Precision
 
 PredictFn = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilities float32 [N, classes]
 
@@ -36,9 +37,9 @@ def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits float32 [N, classes] on the CPU, of a network in training, for images uint8 [N, H, W, 3]."""
     network.eval()  # running statistics in batch norms; the trainer sets training mode again each epoch
     device = next(network.parameters()).device
-    parts = []
+    precision, parts = Precision.of(device), []
     for part in images.split(1000):  # bounds the memory of the activations
-        with torch.autocast(device.type, torch.bfloat16):
+        with precision.autocast():
             # [n, H, W, 3] to [n, 3, H, W] without a copy: channels last in memory.
             parts.append(network(part.to(device).permute(0, 3, 1, 2)).float().cpu())
     return torch.cat(parts)
@@ -91,12 +92,21 @@ def evaluate(name: str, probabilities: Tensor, labels: Tensor) -> EvalResult:
 
 
 def classification_metrics(probabilities: Tensor, labels: Tensor, classes: list[str]) -> dict[str, Any]:
-    """`evaluate`, precision, recall and F1 per class and their mean, confusion matrix and reliability, as JSON."""
+    """`evaluate`, precision, recall and F1 per class and their mean, confusion matrix and reliability, as JSON.
+
+    `balanced_accuracy` is the mean recall of the classes that have images, `majority_baseline` the accuracy of always
+    predicting the most frequent class, `never_predicted` lists classes.
+    """
     result, predicted, indices = evaluate("", probabilities, labels), probabilities.argmax(1), range(len(classes))
     per_class = classification_report(labels, predicted, labels=indices, output_dict=True, zero_division=0)
+    per_class_rows = [per_class[str(i)] for i in indices]
     return {
         "images": len(labels),
         "accuracy": result.accuracy,
+        "balanced_accuracy": float(np.mean([row["recall"] for row in per_class_rows if row["support"]])),
+        "macro_f1": per_class["macro avg"]["f1-score"],
+        "majority_baseline": max(row["support"] for row in per_class_rows) / len(labels),
+        "never_predicted": [name for i, name in enumerate(classes) if not (predicted == i).any()],
         "interval_95": result.interval_95,
         "calibration_error": result.calibration_error,
         "macro_average": per_class["macro avg"],

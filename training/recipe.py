@@ -21,7 +21,15 @@ class NetworkFields(Section):
         (128, 384, 512), min_length=1, description="convnet: channels of each group; more is slower and more accurate"
     )
     depth: int = Field(3, ge=1, description="convnet: convolutions per group; 3 and more get a skip connection")
-    initial_weights: str = Field("", description="convnet: weights file to fine-tune from; empty: random init")
+    finetune: Literal["auto", "head", "all", "none"] = Field(
+        "auto",
+        description="head: a linear head on frozen features; all: every layer of --initial-weights; none: random init; "
+        "auto: by the number of images and cross-validation",
+    )
+    head_c: float = Field(
+        0.0, ge=0, description="head: inverse L2 penalty, C of scikit-learn; 0: chosen by cross-validation"
+    )
+    initial_weights: str = Field("", description="convnet: weights file to fine-tune from; empty: the bundled one")
     image_size: int = Field(32, ge=12, description="pixels; images of another size are resized and centre-cropped")
 
 
@@ -40,7 +48,11 @@ class ScheduleFields(Section):
     val_fraction: float = Field(
         0.05, gt=0, lt=1, description="share of the training images held out for validation and calibration"
     )
-    seed: int = Field(0, description="seed of initialisation, order and augmentation; repeats a run on one machine")
+    seed: int = Field(
+        0,
+        description="seed of initialisation, order and augmentation; a CPU repeats a run bit for bit with as many "
+        "threads, a GPU only up to rounding",
+    )
 
 
 class OptimizerFields(Section):
@@ -62,6 +74,9 @@ class OptimizerFields(Section):
     weight_decay: float = Field(2e-6, ge=0, description="muon: relative decay of biases and head, per step and image")
     whiten_bias_epochs: float = Field(3.0, ge=0, description="muon: epochs after which the whitening bias is frozen")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
+    class_balance: Literal["auto", "weights", "none"] = Field(
+        "auto", description="weights: classes have equal shares in the loss; auto: where counts differ above 5 to 1"
+    )
     freeze_bn: bool = Field(False, description="keep the batch-norm statistics of --initial-weights")
 
 
@@ -147,6 +162,8 @@ class Recipe(NetworkFields, ScheduleFields, OptimizerFields, DistillationFields,
         for valid, rule in (
             (self.arch != "lenet" or self.image_size == 32, "--arch lenet needs --image-size 32"),
             (self.epochs > 0 or bool(self.initial_weights), "--epochs 0 needs --initial-weights"),
+            (self.arch == "convnet" or self.finetune in ("auto", "none"), "--finetune needs --arch convnet"),
+            (self.finetune != "none" or not self.initial_weights, "--finetune none excludes --initial-weights"),
             (self.cutout <= self.image_size, "--cutout is at most --image-size"),
             (self.random_crop_padding < self.image_size, "--random-crop-padding is below --image-size"),
             (not self.freeze_bn or bool(self.initial_weights), "--freeze-bn needs --initial-weights"),

@@ -9,6 +9,7 @@ The default recipe and its results are in docs/training.md.
 import argparse
 import ctypes
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -18,59 +19,106 @@ from torch import Tensor, nn
 from app.engines.hardware import resolve_device
 from app.engines.pytorch import available_device, load_network
 from app.errors import DataError, SettingsError, ThirtytwoError
-from app.model import networks, weights
+from app.model import networks
 from app.model.networks import ConvNet, unfold_batchnorms
-from training import checkpoint, cli, data, export, metrics, private, report
+from training import checkpoint, cli, data, export, finetune, metrics, outputs, private, report, selection
 from training.audit import summary
 from training.data import Dataset, Split
-from training.datasets import selection
+from training.datasets import selection as data_selection
 from training.distillation import load_teacher
 from training.distributed import DistributedContext, init_distributed
+from training.features import load_backbone
+from training.linear_head import LinearHead
 from training.loader import Loader
-from training.metrics_logger import Epoch
 from training.recipe import DEPRECATED_NAMES, Recipe
+from training.selection import Plan
 from training.trainer import Interrupted, Trainer
 
 WHITENING_IMAGES = 5000  # for normalisation and whitening: 12 patch directions need no more
+NAME_PATTERN = r"[\w.-]{1,64}"  # as of a model card
 BN_IMAGES = 1000  # for the running means of an unfolded network
 
 logger = logging.getLogger("training")
 
 
 def run(arguments: argparse.Namespace, device: torch.device, context: DistributedContext) -> None:
-    """Recipe, data, network, teacher, training, export, report, in this order."""
+    """Checks the names, then trains; folders that a failed start leaves empty are removed."""
     name = arguments.name or arguments.out.stem
     run_dir: Path = arguments.run_dir or Path("runs") / name
-    own = context.device(device)
     resumed = checkpoint.load(run_dir / "checkpoint.pt") if arguments.resume else None
     recipe = cli.from_flags(arguments, Recipe.model_validate(resumed["recipe"]) if resumed else None)
-    for folder in (run_dir, arguments.out.parent):
-        folder.mkdir(parents=True, exist_ok=True)  # an unwritable folder should fail now, not after training
-    dataset = _load_data(arguments, recipe.image_size, context)
-    train, val = data.training_and_validation(dataset, recipe.val_fraction, recipe.seed)
+    _check_names(name, recipe)
+    if context.is_main and not (resumed or arguments.overwrite):
+        outputs.refuse_used_names(arguments.out, run_dir)
+    with outputs.new_folders(run_dir, arguments.out.parent):  # an unwritable folder should fail now, not after training
+        dataset, val_mask = data.with_validation(_load_data(arguments, recipe.image_size, context))
+        if resumed:
+            checkpoint.check_fingerprint(resumed, data.fingerprint(dataset))
+            plan = Plan(recipe, [])
+        else:
+            plan = selection.choose(recipe, cli.given(arguments), dataset.train, context.world_size)
+            if context.is_main:
+                print(*plan.choices, sep="\n")
+        output = outputs.Output(name, arguments.out, run_dir, no_test=not len(dataset.test))
+        if plan.recipe.finetune == "head" and plan.head is not None:
+            outputs.write_head(output, dataset, plan)
+        else:
+            _train_network(arguments, output, dataset, val_mask, plan, resumed, context.device(device), context)
+
+
+def _train_network(
+    arguments: argparse.Namespace,
+    output: outputs.Output,
+    dataset: Dataset,
+    val_mask: Tensor | None,
+    plan: Plan,
+    resumed: checkpoint.State | None,
+    device: torch.device,
+    context: DistributedContext,
+) -> None:
+    """Network, teacher, training and export, in this order; `val_mask` selects the data's own validation part."""
+    recipe = plan.recipe
+    mask = data.val_mask(dataset.train, recipe.val_fraction, recipe.seed) if val_mask is None else val_mask
+    train, val = dataset.train.select(~mask), dataset.train.select(mask)
     network = build_network(recipe, train, len(dataset.classes))
     # The card records the versions of other files, since paths mean nothing on another machine.
-    initial = load_pretrained(network, Path(recipe.initial_weights), train.images) if recipe.initial_weights else ""
-    teacher = load_teacher(recipe, dataset.classes, train.images, str(own))
+    initial = ""
+    if recipe.initial_weights:
+        same = plan.backbone is not None and plan.backbone.card.classes == dataset.classes
+        sample = train.sample(BN_IMAGES, recipe.seed).images
+        initial = load_pretrained(network, Path(recipe.initial_weights), sample, None if same else plan.head)
+    teacher = load_teacher(recipe, dataset.classes, train.images, str(device))
     recorded = recipe.model_copy(update={"initial_weights": initial, "teacher": teacher.name if teacher else ""})
-    card = export.build_card(name, dataset, recorded, network)
+    card = export.build_card(output.name, dataset, recorded, network)
     # On a GPU the images stay in its memory and are augmented there.
-    data_device = own if own.type == "cuda" else torch.device("cpu")
+    data_device = device if device.type == "cuda" else torch.device("cpu")
     loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device)
-    trainer = Trainer(network, recipe, loader, own, context, "inductor" if arguments.compile else "")
+    trainer = Trainer(network, recipe, loader, device, context, "inductor" if arguments.compile else "")
+    trainer.fingerprint = data.fingerprint(dataset)
     if resumed:
         trainer.load_state_dict(resumed)
-    trainer.fit(val, run_dir, arguments.checkpoint_interval_s, arguments.tensorboard)
-    if context.is_main:  # all processes hold the same weights
-        final = trainer.final_network()
-        _, probabilities = export.export(arguments.out, card, dataset.test, val, final, trainer.seconds, str(own))
-        split_name, split = ("test", dataset.test) if len(dataset.test) else ("validation", val)
-        title = f"{name}, {split_name} images"
-        accuracy = _write_report(run_dir, title, trainer.history, probabilities, split, dataset.classes)
-        print(
-            f"{arguments.out}: {split_name} accuracy {accuracy:.2%} after {trainer.seconds:.0f} s of training; "
-            f"report in {run_dir}/report.md"
-        )
+    trainer.fit(val, output.run_dir, arguments.checkpoint_interval_s, arguments.tensorboard)
+    if not context.is_main:  # all processes hold the same weights
+        return
+    final = trainer.final_network()
+    if plan.trial and plan.head is not None:
+        better, reason = finetune.wins(metrics.predict_logits(final, val.images), val, plan.head, mask)
+        print(selection.Choice("finetune", "all" if better else "head", reason))
+        if not better:
+            outputs.write_head(output, dataset, plan._replace(recipe=recipe.model_copy(update={"finetune": "head"})))
+            return
+    _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds, str(device))
+    name, split = ("validation", val) if output.no_test else ("test", dataset.test)
+    outputs.write_report(output, name, trainer.history, probabilities, split, dataset, plan)
+
+
+def _check_names(name: str, recipe: Recipe) -> None:
+    """Raises SettingsError before the data is read."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise SettingsError(f"Invalid name {name!r}: letters, digits, _, . and - only, at most 64.")
+    for flag, file in (("--initial-weights", recipe.initial_weights), ("--teacher", recipe.teacher)):
+        if file and not Path(file).is_file():
+            raise SettingsError(f"{flag}: there is no file {file}.")
 
 
 def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
@@ -78,25 +126,29 @@ def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
     torch.manual_seed(recipe.seed)  # the only use of torch's global generator
     network = networks.build(recipe.arch, recipe.network_arguments(classes))
     if isinstance(network, ConvNet):
-        network.initialize(train.images[:WHITENING_IMAGES])
+        network.initialize(train.sample(WHITENING_IMAGES, recipe.seed).images)
     return network
 
 
-def load_pretrained(network: nn.Module, file: Path, images: Tensor) -> str:
-    """Copies the file's parameters into the network, the head only for the same number of classes.
+def load_pretrained(network: nn.Module, file: Path, images: Tensor, head: LinearHead | None = None) -> str:
+    """Copies the file's parameters into the network; the head, too, for the same number of classes or from `head`.
 
     `images` are training images uint8 [N, S, S, 3]. Returns name and version of the file. Raises WeightsError, or
     DataError where the networks differ in shape.
     """
-    loaded = weights.load(file)
-    pretrained = load_network(loaded)
-    if not isinstance(network, ConvNet) or not isinstance(pretrained, ConvNet):
+    if not isinstance(network, ConvNet):
         raise DataError("--initial-weights requires --arch convnet.")
+    loaded = load_backbone(file)
+    pretrained = load_network(loaded)
+    assert isinstance(pretrained, ConvNet)
     own, others = ([p.shape for p in net.groups.parameters() if p.ndim == 4] for net in (network, pretrained))
     if own != others:  # only filters matter: the normalisations follow from them
         widths, depth = ",".join(map(str, loaded.card.arguments["widths"])), loaded.card.arguments["depth"]
         raise DataError(f"{file} has another shape; it needs --widths {widths} --depth {depth}.")
-    unfold_batchnorms(network, pretrained, images[:BN_IMAGES])
+    unfold_batchnorms(network, pretrained, images)
+    if head is not None:  # from a random head, the first steps distort the features (Kumar et al. 2022)
+        with torch.no_grad():
+            network.head.weight.copy_(torch.from_numpy(head.weight) * network.head.in_features)
     return f"{loaded.card.name} {loaded.version}"
 
 
@@ -114,7 +166,7 @@ def _load_data(arguments: argparse.Namespace, size: int, context: DistributedCon
         data.download(arguments.data, arguments.dataset or "cifar10")
     context.all_reduce_sum(0)  # a barrier: the other processes wait for the download
     splits = ["train"] if arguments.no_test else data.SPLITS
-    dataset = data.load(arguments.data, size, splits, selection.from_flags(arguments))
+    dataset = data.load(arguments.data, size, splits, data_selection.from_flags(arguments))
     if context.is_main:
         report_files(dataset)
     return dataset
@@ -126,6 +178,7 @@ def report_files(dataset: Dataset) -> None:
         f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
         f"{len(dataset.classes)} classes"
     )
+    print(report.class_counts(dataset.classes, dataset.train.labels))
     for line in (*dataset.notes, *summary.lines(dataset)):
         print(line)
     if dataset.dark_16_bit:
@@ -135,16 +188,6 @@ def report_files(dataset: Dataset) -> None:
             len(dataset.dark_16_bit),
             dataset.dark_16_bit[0],
         )
-
-
-def _write_report(
-    folder: Path, title: str, history: list[Epoch], probabilities: Tensor, split: Split, classes: list[str]
-) -> float:
-    """Writes the report on one split's images; returns the accuracy."""
-    results = metrics.classification_metrics(probabilities, split.labels, classes)
-    mistakes = report.top_losses(split.images, probabilities, split.labels, classes)
-    report.write_run(folder, title, [epoch._asdict() for epoch in history], results, mistakes)
-    return float(results["accuracy"])
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -160,6 +203,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--name", help="name on the model card [stem of --out]")
     add("--run-dir", type=Path, metavar="DIR", help="folder for checkpoints, logs and report [runs/<name>]")
     add("--resume", action="store_true", help="continue from the last checkpoint; other flags change its recipe")
+    add("--overwrite", action="store_true", help="replace the files of an earlier run of this name")
     add("--no-test", action="store_true", help="do not read the test images, to choose a recipe without them")
     add("--download", action="store_true", help="download --dataset, or else CIFAR-10, into --data first")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
@@ -168,7 +212,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint-interval-s", type=float, default=60.0, metavar="FLOAT",
         help="seconds between checkpoints; one takes about 0.1 s [%(default)s]")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events into --run-dir")
-    selection.add_flags(parser)
+    data_selection.add_flags(parser)
     private.add_flags(parser)
     cli.add_flags(parser)
     deprecated = {**DEPRECATED_NAMES, "skip_test": "no_test", "checkpoint_s": "checkpoint_interval_s"}

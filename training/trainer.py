@@ -5,6 +5,7 @@ import math
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from app.errors import ThirtytwoError
 from training import checkpoint, metrics, optimizers
 from training.data import Split
 from training.distributed import DistributedContext, StopSignals
+from training.history import Epoch, MetricsLogger
 from training.loader import Batch, Loader
-from training.metrics_logger import Epoch, MetricsLogger
 from training.precision import Precision
 from training.recipe import Recipe
 
@@ -57,10 +58,12 @@ class Trainer:
         self.optimizers = optimizers.build(self.network, recipe, loader.batch_size, self.total_steps, steps_per_epoch)
         self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
+        self.fingerprint: dict[str, Any] = {}  # of the training data, for the checkpoint
         # Earlier weights of this network to average with the final ones: the initial and the previously final ones.
         self.averaged_checkpoints: list[checkpoint.State] = []
         if recipe.average_checkpoints and recipe.initial_weights:
             self.averaged_checkpoints.append(copy.deepcopy(self.network.state_dict()))
+        self._class_weights = loader.class_weights.to(device) if recipe.class_balance == "weights" else None
         parallel = self.context.wrap(self.network)
         self._parallel_network: nn.Module = (
             torch.compile(parallel, backend=compile_backend) if compile_backend else parallel  # type: ignore[assignment]
@@ -105,9 +108,11 @@ class Trainer:
                         self._raise_if_stopped(stop, checkpoint_file)
                 loss_sum, correct, count = self.context.all_reduce_sum(loss_sum, correct, samples)
                 epoch_s = time.monotonic() - epoch_start
-                val_accuracy = metrics.accuracy(metrics.predict_logits(self.network, val.images), val.labels)
+                val_logits = metrics.predict_logits(self.network, val.images)
+                val_accuracy = metrics.accuracy(val_logits, val.labels)
+                val_loss = F.cross_entropy(val_logits, val.labels).item()
                 rate, loss, accuracy = count / epoch_s, loss_sum / count, correct / count
-                self.history.append(Epoch(epoch + 1, self.seconds, rate, loss, accuracy, val_accuracy))
+                self.history.append(Epoch(epoch + 1, self.seconds, rate, loss, accuracy, val_accuracy, val_loss))
                 self._save(checkpoint_file)  # includes the history, from which metrics.jsonl is restored
                 saved_at = time.monotonic()
                 if metrics_logger:
@@ -139,6 +144,7 @@ class Trainer:
             raise Diverged(f"Non-finite weight at step {self.step}; a lower learning rate may help.")
         return checkpoint.state_dict(self.network, self.optimizers) | {
             "recipe": self.recipe.model_dump(),
+            "fingerprint": self.fingerprint,
             "averaged_checkpoints": self.averaged_checkpoints,
             "scaler": self.precision.scaler.state_dict(),
             "total_steps": self.total_steps,
@@ -202,7 +208,8 @@ class Trainer:
     def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """Cross-entropy summed over the batch, for the labels and where there is a teacher for its targets."""
         # Sums, because Muon's SGD rates are per image; `_train_step` scales for the other optimizers.
-        hard = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        weights = self._class_weights
+        hard = F.cross_entropy(logits, labels, weights, label_smoothing=self.recipe.label_smoothing, reduction="sum")
         if targets is None:
             return hard
         soft = F.cross_entropy(logits, targets.to(self.device), reduction="sum")
@@ -231,7 +238,7 @@ class Trainer:
         remaining_s = (self.total_steps - self.step) * self.seconds / self.step
         print(
             f"epoch {epoch.epoch:3d}  loss {epoch.loss:.3f}  train {epoch.train_accuracy:.2%}  "
-            f"val {epoch.val_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.0f} s, "
-            f"{remaining_s:.0f} s left",
+            f"val loss {epoch.val_loss:.3f}  val {epoch.val_accuracy:.2%}  {epoch.images_per_s:.0f} images/s  "
+            f"{epoch.seconds:.0f} s, {remaining_s:.0f} s left",
             flush=True,
         )

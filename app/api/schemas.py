@@ -1,8 +1,8 @@
 """The JSON of the contract, for the OpenAPI page and for tests."""
 
-from typing import Any
-
 from pydantic import BaseModel, Field
+
+from app.model import card
 
 
 class ModelName(BaseModel):
@@ -72,24 +72,10 @@ class ShadowCard(Agreement):
     ms_per_image: float | None = Field(description="on one low-priority thread, with decoding for another input size")
 
 
-class ModelCard(BaseModel):
+class ModelCard(card.ModelCard):
     """The weights' card and how they are served."""
 
-    name: str
-    version: str
-    classes: list[str]
-    input_size: int
-    architecture: str
-    arguments: dict[str, Any]
-    parameters: int
-    forward_gflops: float | None
-    temperature: float
-    label_smoothing_correction: float
-    activation_ranges: dict[str, float]
-    test_accuracy: float | None
-    dataset: str
-    recipe: dict[str, Any]
-    results: dict[str, Any]
+    version: str = Field(description="first 8 digits of the weights file's SHA-256")
     sha256: str
     engine: str
     device: str

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,9 +19,15 @@ __all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "release_ca
 # Largest allowed difference from a reference probability, by precision.
 TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
 
+PRECISIONS = ("int8", "bfloat16", "float32")  # of OpenVINO on a CPU, fastest first
+
 NO_TORCH = "The torch engine is not installed; it is the extra 'cuda': pip install '.[cuda]'."
 
 logger = logging.getLogger(__name__)
+
+
+class ReferenceMismatch(WeightsError):
+    """An engine does not reproduce the file's reference probabilities in its precision."""
 
 
 def load(
@@ -33,14 +40,15 @@ def load(
 ) -> Engine:
     """An engine that reproduces the file's reference probabilities; `threads` 0 means all available CPUs.
 
-    `name` auto is OpenVINO on a CPU, and torch elsewhere or where OpenVINO cannot run the file. Without `early_exit`
-    every image passes all stages of a cascade. Raises WeightsError or DeviceError where no engine can.
+    `name` auto is OpenVINO on a CPU, and torch elsewhere or where OpenVINO cannot run the file. `precision` auto is the
+    fastest one that reproduces the references. Without `early_exit` every image passes all stages of a cascade. Raises
+    WeightsError or DeviceError where no engine can.
     """
     threads = threads or available_cpus()
     device = resolve_device(device)
     if name == "openvino" or (name == "auto" and _prefer_openvino(device)):
         try:
-            return _load("openvino", weights, device, threads, precision, early_exit)
+            return _load_fastest(weights, device, threads, _openvino_precisions(weights, precision), early_exit)
         except WeightsError as error:
             if name == "openvino":
                 raise
@@ -63,7 +71,7 @@ def verify_references(engine: Engine, weights: Weights) -> None:
     tolerance = TOLERANCE[engine.precision]
     where = f"{engine.name} on {engine.device} in {engine.precision}"
     if not worst <= tolerance:  # also for NaN
-        raise WeightsError(
+        raise ReferenceMismatch(
             f"The output of {where} differs from the file's reference probabilities by {worst:.3f}; "
             f"at most {tolerance} is allowed."
         )
@@ -85,6 +93,28 @@ def release_cache(device: str) -> None:
     """Returns the memory of released engines that torch keeps for later tensors of this process."""
     if device.startswith("cuda") and (torch := sys.modules.get("torch")):  # a front end has none
         torch.cuda.empty_cache()
+
+
+def _load_fastest(weights: Weights, device: str, threads: int, precisions: Sequence[str], early_exit: bool) -> Engine:
+    """OpenVINO in the first of these precisions that reproduces the references; raises the last one's WeightsError."""
+    for precision, slower in zip(precisions, [*precisions[1:], None], strict=True):
+        try:
+            return _load("openvino", weights, device, threads, precision, early_exit)
+        except ReferenceMismatch as error:
+            if slower is None:
+                raise
+            logger.warning("falling back from %s to %s: %s", precision, slower, error)
+    raise AssertionError("no precision")
+
+
+def _openvino_precisions(weights: Weights, precision: str) -> list[str]:
+    """The precisions to try, fastest first; a network without ranges has no int8."""
+    if precision != "auto":
+        return [precision]
+    fastest = pick_precision(cpu_flags())
+    if fastest == "int8" and not all(each.card.activation_ranges for each in weights.networks or [weights]):
+        fastest = "bfloat16"
+    return list(PRECISIONS[PRECISIONS.index(fastest) :])
 
 
 def _load(name: str, weights: Weights, device: str, threads: int, precision: str, early_exit: bool) -> Engine:
@@ -121,10 +151,7 @@ def _load_openvino(weights: Weights, device: str, threads: int, precision: str) 
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # blocks its import: it sends usage data
     from app.engines.openvino import OpenVINOEngine
 
-    chosen = pick_precision(cpu_flags()) if precision == "auto" else precision
-    if chosen == "int8" and precision == "auto" and not weights.card.activation_ranges:
-        chosen = "bfloat16"
-    return OpenVINOEngine(weights, device, threads, chosen)
+    return OpenVINOEngine(weights, device, threads, precision)
 
 
 def _load_torch(weights: Weights, device: str, threads: int, precision: str) -> Engine:

@@ -132,7 +132,10 @@ def offer(link: socket.socket, description: Description) -> list[Channel]:
 
 def describe(link: socket.socket, description: Description | Exception) -> None:
     """Answers LOAD: with the model that serves now, or with the reason why another one stays. Raises OSError."""
-    _send(link, {"error": str(description) or repr(description)} if isinstance(description, Exception) else description._asdict(), [])
+    if isinstance(description, Exception):
+        _send(link, {"error": str(description) or repr(description)}, [])
+    else:
+        _send(link, description._asdict(), [])
 
 
 def connect(link: socket.socket) -> tuple[Description, list[Channel]]:

@@ -51,16 +51,17 @@ class OodDetector:
         self._calibration = calibration
         self._means = np.ascontiguousarray(-2 * means.T)
         self._squares = (means * means).sum(1)
-        self._shares = np.linspace(0, 1, len(calibration.quantiles))
+        self._quantiles = np.array(calibration.quantiles)
+        self._shares = np.linspace(0, 1, len(self._quantiles))
 
     def scores(self, probabilities: Array, whitened: Array) -> Array:
         """Scores float32 [N] of probabilities [N, classes] and features [N, D]; raw ones without quantiles."""
         confidence = probabilities.max(1)
         raw = self._calibration.distance_weight * self.squared_distances(whitened)
         raw -= self._calibration.confidence_weight * confidence
-        if not self._calibration.quantiles:
+        if not len(self._quantiles):
             return raw
-        scores: Array = np.interp(raw, self._calibration.quantiles, self._shares).astype(np.float32)
+        scores: Array = np.interp(raw, self._quantiles, self._shares).astype(np.float32)
         return scores
 
     def squared_distances(self, whitened: Array) -> Array:

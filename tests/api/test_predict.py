@@ -299,6 +299,12 @@ def test_the_card(client: httpx.Client) -> None:
     assert {"name", "architecture", "parameters", "test_accuracy", "recipe", "dataset", "precision"} <= set(card)
 
 
+def test_card_of_a_cascade_shows_its_stages(start: Start, cascade_weights: Path) -> None:
+    card = start(weights=cascade_weights).get("/model").json()
+    assert [stage["threshold"] for stage in card["stages"]] == [0.15, 0.2, None]
+    assert [network["name"] for network in card["networks"]] == ["small", "large"]
+
+
 def test_health(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}

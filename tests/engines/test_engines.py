@@ -9,6 +9,7 @@ import pytest
 
 from app import engines
 from app.engines import hardware
+from app.engines.pytorch import TorchEngine
 from app.errors import DeviceError, WeightsError
 from app.model import weights
 from app.model.weights import Weights
@@ -95,6 +96,18 @@ def test_missed_references_are_rejected(tiny: Weights) -> None:
     for name in ("torch", "openvino"):
         with pytest.raises(WeightsError, match=f"The output of {name} on cpu in .* differs from the file's reference"):
             engines.load(tiny._replace(reference_probabilities=wrong), name=name)
+
+
+@pytest.mark.skipif(hardware.pick_precision(hardware.cpu_flags()) != "int8", reason="the CPU has no fast int8")
+def test_next_precision_follows_a_missed_self_check(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
+    clipped = dict.fromkeys(tiny.card.activation_ranges, 0.01)
+    sharp = tiny._replace(card=tiny.card.model_copy(update={"activation_ranges": clipped, "temperature": 0.3}))
+    file = sharp._replace(reference_probabilities=TorchEngine(sharp, "cpu", 1, "float32")(tiny.reference_images)[0])
+    engine = engines.load(file)
+    assert (engine.name, engine.precision) == ("openvino", "bfloat16")
+    assert [record.getMessage()[:40] for record in caplog.records] == ["falling back from int8 to bfloat16: The "]
+    with pytest.raises(WeightsError, match="in int8 differs"):
+        engines.load(file, precision="int8", name="openvino")
 
 
 @pytest.mark.parametrize(

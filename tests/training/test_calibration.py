@@ -35,8 +35,24 @@ def test_each_group_convolution_has_a_range_of_its_inputs() -> None:
 @pytest.mark.parametrize(("temperature", "smoothing"), [(0.2, 0.0), (1.0, 0.05), (3.0, 0.15)])
 def test_temperature_and_correction_are_recovered(temperature: float, smoothing: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    truth = (torch.randn(5_000, 5, generator=generator) * 4).softmax(1)
+    truth = (torch.randn(20_000, 5, generator=generator) * 4).softmax(1)
     labels = torch.multinomial(truth, 1, generator=generator).squeeze(1)
     smoothed = (1 - smoothing) * truth + smoothing / 5
     found = calibration.fit_calibration(smoothed.log() * temperature, labels)
     assert found == (pytest.approx(temperature, rel=0.05), pytest.approx(smoothing, abs=0.011))
+
+
+@pytest.mark.parametrize("images", [10, 100])
+def test_few_images_without_errors_do_not_reach_the_bound(images: int) -> None:
+    labels = torch.arange(images) % 3
+    logits = torch.nn.functional.one_hot(labels, 3) * 4.0
+    temperature, correction = calibration.fit_calibration(logits, labels)
+    assert 0.2 < temperature < 1
+    assert correction <= 0.02
+
+
+def test_temperature_at_its_bound_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    labels = torch.arange(20_000) % 2
+    logits = torch.nn.functional.one_hot(labels, 2) * 1.0
+    assert calibration.fit_calibration(logits, labels, [0.0])[0] == pytest.approx(0.1, rel=0.01)
+    assert "is at its bound" in caplog.text

@@ -114,3 +114,23 @@ def test_validation_split_is_stratified() -> None:
     assert torch.equal(again.images, val.images)
     with pytest.raises(DataError, match="two training images"):
         data.train_val_split(Split(images[:1], labels[:1]), 0.1, seed=0)
+
+
+def test_sample_is_random_and_bounded() -> None:
+    split = Split(torch.arange(100).view(-1, 1, 1, 1), torch.arange(100) // 50)
+    sample = split.sample(20)
+    assert len(sample) == 20
+    assert 4 < int(sample.labels.sum()) < 16  # of a folder sorted by class, the first 20 have one class
+    assert torch.equal(sample.images, split.sample(20).images)
+    assert split.sample(100) is split
+
+
+def test_fingerprint_follows_images_and_labels(folder: Path) -> None:
+    dataset = data.load(folder, 16)
+    original = data.fingerprint(dataset)
+    assert data.fingerprint(dataset) == original
+    changed = dataset.train.images.clone()
+    changed[0, 0, 0, 0] += 1
+    for split in (Split(changed, dataset.train.labels), Split(dataset.train.images, dataset.train.labels.flip(0))):
+        found = data.fingerprint(dataset._replace(train=split))
+        assert {name for name in found if found[name] != original[name]} == {"content"}

@@ -82,3 +82,10 @@ def test_teacher_sees_mixup_but_not_jpeg() -> None:
     assert torch.equal(lossy.targets, plain.targets)
     assert not torch.equal(lossy.images, plain.images)
     assert not torch.equal(plain.images, images[plain.labels])
+
+
+def test_class_weights_give_equal_shares() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    loader = Loader(Split(torch.zeros(40, 12, 12, 3, dtype=torch.uint8), labels), Recipe(image_size=12, cutout=0))
+    assert loader.class_weights.tolist() == pytest.approx([2 / 3, 2])
+    assert loader.class_weights[labels].mean().item() == pytest.approx(1)

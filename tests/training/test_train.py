@@ -191,6 +191,61 @@ def test_error_is_one_line_with_an_exit_code(
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
+def test_used_name_is_refused_unless_overwritten(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    assert cli_error(folder, tmp_path / "copy")[0] == 2
+    assert "run/checkpoint.pt is of an earlier run" in capsys.readouterr().err
+    assert fit(folder, tmp_path / "copy", "--overwrite", "--epochs", "1").exists()
+    assert len((tmp_path / "copy" / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("class", "its classes differs: bright, dim, middling, now bright, dim, other."),
+        ("fewer", "its number of images differs: 120, now 119."),
+        ("content", "its content differs."),
+    ],
+)
+def test_resume_refuses_other_data(folder: Path, run: Path, tmp_path: Path, change: str, message: str) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    if change == "class":
+        for split in ("train", "test"):
+            (data / split / "middling").rename(data / split / "other")
+    elif change == "fewer":
+        (data / "train" / "dim" / "0.png").unlink()
+    else:
+        shutil.copy(data / "train" / "bright" / "0.png", data / "train" / "dim" / "0.png")
+    assert cli_error(data, tmp_path / "copy", "--resume", "--epochs", "9")[1].endswith(message)
+
+
+def test_failed_start_leaves_no_folder(folder: Path, tmp_path: Path) -> None:
+    assert cli_error(folder / "missing", tmp_path / "new" / "deep")[0] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_evaluate_accepts_some_of_the_classes(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("dim", "middling"):
+        shutil.copytree(folder / "test" / name, tmp_path / "data" / "test" / name)
+    (tmp_path / "data" / "test" / "dim" / "notes.txt").write_text("not an image")
+    flags = ["--weights", str(run / "shades.safetensors"), "--data", str(tmp_path / "data"), "--no-robustness"]
+    evaluate.main([*flags, "--out", str(tmp_path / "report")])
+    results = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert results["images"] == 20
+    assert results["per_class"]["bright"]["support"] == 0
+    assert results["balanced_accuracy"] > 0.9
+    assert "notes.txt: The first bytes are of none of" in capsys.readouterr().err
+
+
 def test_full_disk_is_one_line(folder: Path, tmp_path: Path) -> None:
     with full_disk(10_000):
         assert "checkpoint.pt cannot be written" in cli_error(folder, tmp_path)[1]

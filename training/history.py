@@ -1,6 +1,7 @@
-"""metrics.jsonl and TensorBoard events of a run."""
+"""The epochs of a run: their metrics, metrics.jsonl and TensorBoard events."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ class Epoch(NamedTuple):
     loss: float
     train_accuracy: float
     val_accuracy: float
+    val_loss: float = math.nan  # mean cross-entropy; missing in checkpoints from before 0.5
 
 
 class MetricsLogger:
@@ -36,7 +38,7 @@ class MetricsLogger:
         with self._file.open("a") as lines:
             print(json.dumps(epoch._asdict()), file=lines)
         if self._writer:
-            for name in ("loss", "train_accuracy", "val_accuracy", "images_per_s"):
+            for name in ("loss", "train_accuracy", "val_accuracy", "val_loss", "images_per_s"):
                 self._writer.add_scalar(name, getattr(epoch, name), epoch.epoch)
             self._writer.flush()
 

@@ -1,0 +1,122 @@
+"""What `auto` chooses for a data set, and the weights file of a head."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.model import weights
+from app.model.weights import BUNDLED
+from app.settings import Settings
+from tests.conftest import serving
+from tests.support.training import shades
+from training import finetune, selection, train
+from training.data import Split
+from training.recipe import Recipe
+from training.selection import Choice
+
+
+def choose(split: Split, *given: str, recipe: Recipe | None = None, processes: int = 1) -> dict[str, object]:
+    plan = selection.choose(recipe or Recipe(), given, split, processes)
+    return {choice.field: choice.value for choice in plan.choices} | {"recipe": plan.recipe}
+
+
+def test_few_similar_images_get_a_head(tiny_weights: Path) -> None:
+    plan = selection.choose(Recipe(initial_weights=str(tiny_weights)), (), shades(60, 32))
+    assert plan.recipe.finetune == "head"
+    assert plan.head is not None
+    assert [choice.field for choice in plan.choices] == ["class_balance", "finetune", "hflip", "head_c"]
+    assert "cross-validated balanced accuracy" in plan.choices[1].reason
+
+
+@pytest.mark.parametrize(
+    ("given", "values", "reason"),
+    [
+        (["widths"], {"widths": (8, 8)}, "--widths is given"),
+        (["teacher"], {"teacher": "x"}, "--teacher is given"),
+        (["image_size"], {"image_size": 48}, "the bundled network is for 32 pixels"),
+    ],
+)
+def test_network_flags_train_from_nothing(given: list[str], values: dict[str, object], reason: str) -> None:
+    plan = selection.choose(Recipe.model_validate(values), given, shades(60))
+    assert (plan.recipe.finetune, plan.recipe.initial_weights, plan.head) == ("none", "", None)
+    assert next(choice.reason for choice in plan.choices if choice.field == "finetune") == reason
+
+
+def test_explicit_none_keeps_every_default() -> None:
+    plan = selection.choose(Recipe(finetune="none"), ["finetune"], shades(60))
+    assert plan.recipe == Recipe(finetune="none", class_balance="none")
+
+
+def test_several_processes_do_not_fit_a_head() -> None:
+    assert choose(shades(60), processes=2)["finetune"] == "none"
+
+
+def test_given_values_are_kept(tiny_weights: Path) -> None:
+    recipe = Recipe(initial_weights=str(tiny_weights), epochs=3, muon_lr=0.5)
+    found = selection.choose(recipe, ["epochs", "muon_lr", "initial_weights"], shades(60, 32)).recipe
+    assert (found.finetune, found.epochs, found.muon_lr, found.batch_size) == ("all", 3, 0.5, 32)
+    assert found.widths == (8, 8, 8)
+    assert not selection.choose(recipe, ["epochs", "initial_weights"], shades(60, 32)).trial
+
+
+def test_features_that_do_not_separate_lead_to_a_trial(tiny_weights: Path) -> None:
+    images = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plan = selection.choose(Recipe(initial_weights=str(tiny_weights)), (), Split(images, torch.arange(60) % 3))
+    assert (plan.recipe.finetune, plan.trial, plan.recipe.batch_size, plan.recipe.cutout) == ("all", True, 32, 0)
+    assert plan.head is not None
+    assert "--muon-lr 0.02: fine-tuning: a seventh of the default" in map(str, plan.choices)
+
+
+def test_network_wins_by_more_than_a_standard_error(tiny_weights: Path) -> None:
+    images = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.arange(60) % 3)
+    head = selection.choose(Recipe(initial_weights=str(tiny_weights)), (), split).head
+    assert head is not None
+    mask = torch.arange(60) < 20
+    val = split.select(mask)
+    perfect = torch.nn.functional.one_hot(val.labels, 3).float()
+    better, reason = finetune.wins(perfect, val, head, mask)
+    assert better
+    assert reason.startswith("validation accuracy 100.0% against ")
+    assert not finetune.wins(torch.from_numpy(head.log_probabilities())[mask], val, head, mask)[0]
+
+
+@pytest.mark.parametrize(("counts", "balance"), [([50, 10], "none"), ([51, 10], "weights")])
+def test_imbalance_above_five_to_one_is_weighted(counts: list[int], balance: str) -> None:
+    labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
+    split = Split(torch.zeros(len(labels), 12, 12, 3, dtype=torch.uint8), labels)
+    assert choose(split, recipe=Recipe(finetune="none"))["class_balance"] == balance
+    assert "class_balance" not in choose(split, "class_balance", recipe=Recipe(finetune="none", class_balance="none"))
+
+
+def test_choice_reads_as_a_flag() -> None:
+    assert str(Choice("hflip", False, "why")) == "--no-hflip: why"
+    assert str(Choice("batch_size", 32, "why")) == "--batch-size 32: why"
+    assert str(Choice("muon_lr", 0.0123456, "why")) == "--muon-lr 0.01235: why"
+
+
+@pytest.mark.slow
+def test_two_lines_train_and_serve_a_head(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.safetensors"
+    train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "run"), "--finetune", "head"])
+    printed = capsys.readouterr().out
+    assert "hflip: cross-validated accuracy" in printed
+    loaded = weights.load(out)
+    bundled = weights.load(BUNDLED)
+    assert loaded.card.recipe["initial_weights"].endswith(bundled.version)
+    assert loaded.card.test_accuracy is not None
+    assert loaded.card.test_accuracy > 0.9
+    assert loaded.card.results["cross_validated_images"] == 120
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["balanced_accuracy"] == pytest.approx(loaded.card.test_accuracy, abs=1e-5)
+    assert evaluation["majority_baseline"] == pytest.approx(1 / 3)
+    assert "## Recipe" in (tmp_path / "run" / "report.md").read_text()
+    with serving(Settings(weights=out, max_batch=2)) as client:
+        files = [("file", ("x.png", next((folder / "test" / "dim").iterdir()).read_bytes()))]
+        assert client.post("/predict", files=files).json()["predictions"][0]["label"] == "dim"
+    with pytest.raises(SystemExit) as exit_info:
+        train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "other")])
+    assert exit_info.value.code == 2
+    assert not (tmp_path / "other").exists()

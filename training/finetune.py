@@ -1,0 +1,137 @@
+"""From frozen filters and a linear head to a weights file: one network, or a cascade of image and flip."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app import engines
+from app.engines.pytorch import load_network
+from app.model.card import ModelCard, Stage
+from app.model.weights import Weights, cascade_state
+from training import calibration, metrics
+from training.cascade import reference_outputs
+from training.data import Dataset, Split
+from training.exits import choose_thresholds, reaching
+from training.export import RANGE_IMAGES, reference_images, split_results
+from training.linear_head import LinearHead
+from training.recipe import Recipe
+
+MIN_EXIT = 0.9  # lowest confidence with which an image leaves before its flip: few images estimate no lower one
+
+
+def compose(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head: LinearHead, train: Split) -> Weights:
+    """The calibrated weights, without test results. Calibration is fitted to out-of-fold predictions."""
+    network = _network(name, dataset, recipe, backbone, head, train)
+    weights = torch.from_numpy(_image_weights(head))
+    labels = torch.from_numpy(head.labels)
+    temperatures = [
+        calibration.fit_calibration(torch.from_numpy(each), labels, [0.0], weights)[0] for each in head.magnified
+    ]
+    results = {
+        key.replace("val_", "cross_validated_"): value
+        for key, value in split_results("val", _out_of_fold(head, temperatures), labels).items()
+    }
+    if not head.hflip:
+        return calibration.with_card(network, temperature=temperatures[0], results=results)
+    return _with_flip(network, head, temperatures, results)
+
+
+def cross_validated(head: LinearHead, card: ModelCard) -> torch.Tensor:
+    """Out-of-fold probabilities float32 [N, classes] of the views that are served, as the card calibrates them."""
+    return _out_of_fold(head, [stage.temperature for stage in card.stages] or [card.temperature])
+
+
+def _out_of_fold(head: LinearHead, temperatures: list[float]) -> torch.Tensor:
+    temperature = temperatures[1 if head.hflip else 0]
+    return torch.from_numpy(head.log_probabilities() / np.float32(temperature)).softmax(1)
+
+
+def evaluate(weights: Weights, test: Split) -> tuple[Weights, torch.Tensor]:
+    """The weights with test results on the card, and probabilities float32 [N, classes] of the engine that serves."""
+    probabilities = metrics.predict(engines.load(weights), test.images)
+    results = weights.card.results | split_results("test", probabilities, test.labels)
+    accuracy = round(metrics.accuracy(probabilities, test.labels), 6)
+    card = weights.card.model_copy(update={"results": results, "test_accuracy": accuracy})
+    return weights._replace(card=card), probabilities
+
+
+def _image_weights(head: LinearHead) -> NDArray[np.float32]:
+    """Weights [N] of the images in the likelihood that the temperature maximises, as in the head's fit."""
+    counts = np.bincount(head.labels)
+    weights = len(head.labels) / (np.count_nonzero(counts) * counts[head.labels])
+    return (weights if head.balanced else np.ones_like(weights)).astype(np.float32)
+
+
+def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head: LinearHead, train: Split) -> Weights:
+    """The backbone's tensors with the new head."""
+    classes, width = head.weight.shape
+    state = dict(backbone.state)
+    state["head.weight"] = (head.weight * width).astype(np.float16)  # ConvNet divides its logits by the width
+    card = ModelCard(
+        name=name,
+        classes=dataset.classes,
+        input_size=backbone.card.input_size,
+        architecture="convnet",
+        arguments=backbone.card.arguments | {"classes": classes},
+        parameters=backbone.card.parameters + (classes - len(backbone.card.classes)) * width,
+        forward_gflops=backbone.card.forward_gflops,
+        temperature=1.0,
+        test_accuracy=None,
+        dataset=dataset.name,
+        recipe=recipe.model_dump(mode="json"),
+    )
+    weights = Weights(card, state, reference_images(train), np.empty(0, np.float32), "")
+    return calibration.with_card(weights, activation_ranges=_ranges(weights, backbone, train))
+
+
+def _ranges(weights: Weights, backbone: Weights, train: Split) -> dict[str, float]:
+    """The larger of the backbone's and the new images' int8 ranges: few images reach few of the activations."""
+    images = train.sample(RANGE_IMAGES).images
+    found = calibration.calibrate_activation_ranges(load_network(weights), images)
+    return {name: max(value, backbone.card.activation_ranges.get(name, 0.0)) for name, value in found.items()}
+
+
+def _with_flip(network: Weights, head: LinearHead, temperatures: list[float], results: dict[str, Any]) -> Weights:
+    """A cascade whose second stage is the mean of image and flip, which is what the head was fitted to."""
+    stages = [
+        Stage(network=0, temperature=temperatures[0]),
+        Stage(network=0, hflip=True, average_last=2, temperature=temperatures[1]),
+    ]
+    cost = network.card.forward_gflops or 0.0
+    fitted = choose_thresholds(stages, head.magnified, [cost, cost])
+    first = fitted[0].model_copy(update={"threshold": max(MIN_EXIT, fitted[0].threshold or 0.0)})
+    fitted = [first, fitted[1]]
+    outputs = np.stack([head.single, head.mean])
+    shares = [round(float(share), 4) for share in reaching(fitted, outputs).mean(1)]
+    fitted = [stage.model_copy(update={"share": share}) for stage, share in zip(fitted, shares, strict=True)]
+    reference_stages = reference_outputs([network], fitted, network.reference_images)
+    card = network.card.model_copy(
+        update={
+            "architecture": "cascade",
+            "arguments": {},
+            "activation_ranges": {},
+            "forward_gflops": float(f"{cost * sum(shares):.4g}") or None,
+            "networks": [network.card],
+            "stages": fitted,
+            "results": results,
+        }
+    )
+    state = cascade_state([network])
+    return Weights(card, state, network.reference_images, reference_stages[-1], "", reference_stages)
+
+
+def wins(probabilities: torch.Tensor, val: Split, head: LinearHead, mask: torch.Tensor) -> tuple[bool, str]:
+    """Whether a fine-tuned network's accuracy on `val` exceeds the head's by more than a standard error, and why.
+
+    `probabilities` float32 [V, classes] are of the network; `mask` bool [N] selects the same images of the head.
+    """
+    own = (probabilities.argmax(1) == val.labels).double()
+    other = torch.from_numpy(head.log_probabilities()[mask.numpy()].argmax(1) == head.labels[mask.numpy()]).double()
+    weights = torch.from_numpy(_image_weights(head)[mask.numpy()]).double()
+    difference = (own - other) * weights / weights.mean()
+    error = float(difference.std(correction=0)) / len(val) ** 0.5
+    means = [float((each * weights).sum() / weights.sum()) for each in (own, other)]
+    score = f"validation accuracy {means[0]:.1%} against {means[1]:.1%} of a head, {len(val)} images"
+    return float(difference.mean()) > error, score

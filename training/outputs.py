@@ -1,0 +1,95 @@
+"""What a run writes: its folders, the weights file of a linear head, and the report."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from app.errors import SettingsError
+from app.model.weights import save
+from training import finetune, metrics, report
+from training.data import Dataset, Split
+from training.history import Epoch
+from training.selection import Plan
+
+logger = logging.getLogger(__name__)
+
+
+class Output(NamedTuple):
+    """Where a run writes, and whether its report is on validation images in place of test images."""
+
+    name: str
+    file: Path
+    run_dir: Path
+    no_test: bool
+
+
+def refuse_used_names(out: Path, run_dir: Path) -> None:
+    """Raises SettingsError where files of an earlier run would be lost."""
+    for used in (run_dir / "checkpoint.pt", out):
+        if used.exists():
+            raise SettingsError(
+                f"{used} is of an earlier run: choose another --out, or --resume it, or --overwrite it."
+            )
+
+
+@contextmanager
+def new_folders(*folders: Path) -> Iterator[None]:
+    """Creates folders, and after an error removes those of them that are empty; raises OSError."""
+    created = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in sorted(created, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # not empty
+                path.rmdir()
+        raise
+
+
+def write_head(output: Output, dataset: Dataset, plan: Plan) -> None:
+    """The weights file of a linear head and its report, on cross-validated predictions without test images."""
+    assert plan.head is not None
+    assert plan.backbone is not None
+    start = f"{plan.backbone.card.name} {plan.backbone.version}"
+    recorded = plan.recipe.model_copy(update={"initial_weights": start, "hflip": plan.head.hflip})
+    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, dataset.train)
+    if output.no_test:
+        name, split, probabilities = "cross-validated", dataset.train, finetune.cross_validated(plan.head, loaded.card)
+    else:
+        loaded, probabilities = finetune.evaluate(loaded, dataset.test)
+        name, split = "test", dataset.test
+    save(output.file, *loaded[:4], loaded.reference_stages)
+    write_report(output, name, [], probabilities, split, dataset, plan)
+
+
+def write_report(
+    output: Output,
+    split_name: str,
+    history: list[Epoch],
+    probabilities: Tensor,
+    split: Split,
+    dataset: Dataset,
+    plan: Plan,
+) -> None:
+    """Writes the report on one split's images and prints its headline."""
+    results = metrics.classification_metrics(probabilities, split.labels, dataset.classes)
+    mistakes = report.top_losses(split.images, probabilities, split.labels, dataset.classes)
+    choices = "\n".join(map(str, plan.choices)) or "all values are given"
+    sections = {
+        "Training images": report.class_counts(dataset.classes, dataset.train.labels),
+        "Recipe": choices,
+    }
+    title = f"{output.name}, {split_name} images"
+    report.write_run(output.run_dir, title, [epoch._asdict() for epoch in history], results, mistakes, sections)
+    for warning in report.warnings(results):
+        logger.warning("%s", warning)
+    seconds = f" after {history[-1].seconds:.0f} s of training" if history else ""
+    print(
+        f"{output.file}: {split_name} accuracy {results['accuracy']:.2%}, balanced "
+        f"{results['balanced_accuracy']:.2%}{seconds}; report in {output.run_dir}/report.md"
+    )

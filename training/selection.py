@@ -1,0 +1,183 @@
+"""Chooses what of a recipe is not given, from the number of images, the classes and cross-validation.
+
+A linear head on frozen features needs seconds and few images. Fine-tuning of all layers wins with thousands of images,
+or where the features do not separate the classes (Kumar et al. 2022, arXiv 2202.10054).
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from app.engines.pytorch import load_network
+from app.model.networks import ConvNet
+from app.model.weights import BUNDLED, Weights
+from training import features, linear_head
+from training.data import Split
+from training.linear_head import LinearHead
+from training.recipe import DistillationFields, OptimizerFields, Recipe, ScheduleFields
+
+IMBALANCE = 5  # largest class to smallest, above which classes are weighted
+PLENTY = 3000  # images; with more, all layers are trained
+SAMPLE = 2000  # images for the cross-validation of more than PLENTY
+GOOD = 0.9  # balanced accuracy of a head, with which other ways are not tried
+LARGE = 20_000  # images for which the default schedule is made
+
+# Flags that a head has no use for, and that therefore exclude it.
+SCHEDULE_FLAGS = frozenset(
+    name
+    for section in (ScheduleFields, OptimizerFields, DistillationFields)
+    for name in section.model_fields
+    if name not in ("val_fraction", "seed", "class_balance")
+)
+
+
+class Choice(NamedTuple):
+    """A value of the recipe that no flag gave, and why it was chosen."""
+
+    field: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        flag = self.field.replace("_", "-")
+        if isinstance(self.value, bool):
+            return f"--{flag if self.value else 'no-' + flag}: {self.reason}"
+        number = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
+        return f"--{flag} {number}: {self.reason}"
+
+
+class Plan(NamedTuple):
+    """The recipe without `auto`, its choices, and a head with the network it was fitted on, if one was fitted.
+
+    With `trial`, validation images decide between the head and the network after training.
+    """
+
+    recipe: Recipe
+    choices: list[Choice]
+    backbone: Weights | None = None
+    head: LinearHead | None = None
+    trial: bool = False
+
+
+def choose(recipe: Recipe, given: Collection[str], train: Split, world_size: int = 1) -> Plan:
+    """Completes the recipe; the fields in `given` stay. Raises WeightsError for --initial-weights of another kind."""
+    balance = _class_balance(recipe, train)
+    recipe = recipe.model_copy(update={"class_balance": balance.value})
+    choices = [balance] if "class_balance" not in given else []
+    if recipe.arch != "convnet":
+        return Plan(recipe.model_copy(update={"finetune": "none"}), choices)
+    backbone = None if recipe.finetune == "none" else features.load_backbone(_initial_file(recipe))
+    head = None
+    if backbone is None or (reason := _reason_for_none(recipe, given, backbone, world_size)):
+        finetune = Choice("finetune", "none", "" if backbone is None else reason)
+    else:
+        several = world_size > 1 or recipe.epochs == 0
+        head = None if several else fit_head(recipe, given, train, backbone)
+        finetune = _finetune(recipe, given, len(train), head, backbone)
+    choices += [finetune] if recipe.finetune == "auto" else []
+    chosen: dict[str, Any] = {"finetune": finetune.value}
+    if finetune.value != "none" and backbone is not None:
+        chosen |= {name: backbone.card.arguments[name] for name in ("widths", "depth") if name not in given}
+        chosen["initial_weights"] = recipe.initial_weights or str(BUNDLED)
+    choices += [each for each in _from_head(head, finetune.value) if each.field not in given]
+    # An explicit none is the recipe of the flags and their defaults, as documented.
+    if finetune.value != "head" and recipe.finetune != "none":
+        choices += [each for each in _schedule(finetune.value, len(train)) if each.field not in given]
+    chosen |= {each.field: each.value for each in choices}
+    trial = (recipe.finetune, finetune.value) == ("auto", "all") and not SCHEDULE_FLAGS & set(given)
+    trial = trial and head is not None and len(train) <= PLENTY
+    return Plan(Recipe.model_validate(recipe.model_dump() | chosen), choices, backbone, head, trial)
+
+
+def fit_head(recipe: Recipe, given: Collection[str], train: Split, backbone: Weights) -> LinearHead:
+    """A head on the backbone's features, of a sample of the images where a head is not a candidate."""
+    if recipe.finetune != "head" and len(train) > PLENTY:
+        train = train.sample(SAMPLE, recipe.seed)
+    network = load_network(backbone)
+    assert isinstance(network, ConvNet)
+    return linear_head.fit(
+        features.extract_views(network, train.images),
+        train.labels.numpy(),
+        classes=int(train.labels.max()) + 1,
+        balanced=recipe.class_balance == "weights",
+        hflip=recipe.hflip if "hflip" in given else None,
+        inverse_penalty=recipe.head_c,
+        seed=recipe.seed,
+    )
+
+
+def _initial_file(recipe: Recipe) -> Path:
+    return Path(recipe.initial_weights) if recipe.initial_weights else BUNDLED
+
+
+def _class_balance(recipe: Recipe, train: Split) -> Choice:
+    counts = torch.bincount(train.labels)
+    largest, smallest = int(counts.max()), int(counts[counts > 0].min())
+    reason = f"the largest class has {largest} images, the smallest {smallest}"
+    if recipe.class_balance != "auto":
+        return Choice("class_balance", recipe.class_balance, reason)
+    return Choice("class_balance", "weights" if largest > IMBALANCE * smallest else "none", reason)
+
+
+def _reason_for_none(recipe: Recipe, given: Collection[str], backbone: Weights, world_size: int) -> str:
+    """Why `auto` does not start from the bundled network; empty where it can."""
+    if recipe.finetune != "auto" or recipe.initial_weights:
+        return ""
+    if named := [name for name in ("widths", "depth", "teacher") if name in given]:
+        return f"--{named[0]} is given"
+    if recipe.image_size != backbone.card.input_size:
+        return f"the bundled network is for {backbone.card.input_size} pixels"
+    return "several processes" if world_size > 1 else ""
+
+
+def _finetune(
+    recipe: Recipe, given: Collection[str], images: int, head: LinearHead | None, backbone: Weights
+) -> Choice:
+    start = f"{backbone.card.name} {backbone.version}"
+    if head is None or recipe.finetune != "auto":
+        return Choice("finetune", "all" if recipe.finetune == "auto" else recipe.finetune, f"from {start}")
+    score = linear_head.balanced_accuracy(head.log_probabilities(), head.labels)
+    fact = f"a head on features of {start} has a cross-validated balanced accuracy of {score:.1%}"
+    if named := sorted(SCHEDULE_FLAGS & set(given)):
+        return Choice("finetune", "all", f"--{named[0].replace('_', '-')} is given")
+    if images <= PLENTY:
+        return Choice("finetune", "head" if score >= GOOD else "all", fact)
+    classes = head.weight.shape[0]
+    similar = score >= (1 + 1 / classes) / 2
+    return Choice("finetune", "all" if similar else "none", f"{images} images; {fact}")
+
+
+def _from_head(head: LinearHead | None, finetune: str) -> list[Choice]:
+    if head is None:
+        return []
+    loss = f"cross-validated accuracy on flips is {head.flip_loss * 100:.1f} points below that on images"
+    choices = [Choice("hflip", head.hflip, loss)]
+    if finetune == "head":
+        choices.append(Choice("head_c", head.inverse_penalty, "least cross-validated loss"))
+    return choices
+
+
+def _schedule(finetune: str, images: int) -> list[Choice]:
+    """Batch size, epochs and rates; none for which the defaults are made."""
+    choices = []
+    if images < LARGE:
+        batch_size = 2 ** int(np.clip(round(np.log2(images / 8)), 5, 9))
+        total, least, most = (6_000, 8, 30) if finetune == "all" else (24_000, 24, 100)
+        epochs = float(np.clip(round(total / images), least, most))
+        fraction = 0.2 if images < 2000 else 0.1
+        choices += [
+            Choice("batch_size", batch_size, f"{images} images"),
+            Choice("epochs", epochs, f"{images} images"),
+            Choice("val_fraction", fraction, f"{images} images"),
+        ]
+    if finetune == "all":
+        choices += [
+            Choice("muon_lr", 0.02, "fine-tuning: a seventh of the default"),
+            Choice("norm_bias_lr", 0.0078, "fine-tuning: a seventh of the default"),
+            Choice("head_lr", 0.098, "fine-tuning: a seventh of the default"),
+            Choice("cutout", 0, "fine-tuning is short"),
+        ]
+    return choices
