@@ -308,6 +308,41 @@ def test_channels_are_closed_with_the_last_reference(tiny: Weights) -> None:
         assert [closed.get(timeout=30) for _ in range(2)] == [served.model] * 2
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_calls_are_answered_while_models_change(tiny: Weights, streams: int) -> None:
+    closed: SimpleQueue[EngineModel] = SimpleQueue()
+    stop = threading.Event()
+
+    def constant(value: int) -> EngineModel:
+        def run(images: Images, exclusive: bool) -> Output:
+            return Output(np.full((len(images), CLASSES), value, np.float32), np.zeros(len(images), np.uint8))
+
+        return EngineModel(run, lambda: None)
+
+    with serving(streams=streams, on_close=closed.put) as served, ThreadPoolExecutor(4) as pool:
+        current = [(0, served.connect(description(tiny), constant(0)))]
+
+        def call(size: int) -> int:
+            count = 0
+            while not stop.is_set():
+                value, remote = current[0]
+                assert (remote(noise(size)).probabilities == value).all()
+                count += 1
+            return count
+
+        callers = [pool.submit(call, size) for size in (1, 3, MAX_BATCH - 1, MAX_BATCH)]
+        try:
+            for value in range(1, 30):
+                current[0] = value, served.connect(description(tiny), constant(value))
+                served.opened.clear()
+                time.sleep(0.01)
+        finally:
+            stop.set()
+        assert all(caller.result(30) for caller in callers)
+        assert [closed.get(timeout=30) for _ in range(2 * 29)]
+        assert closed.empty()
+
+
 def test_batches_are_observed_once_each(tiny: Weights) -> None:
     observed: list[tuple[int, float]] = []
     with serving(on_batch=lambda images, seconds: observed.append((images, seconds))) as served:
