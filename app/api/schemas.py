@@ -1,6 +1,5 @@
 """The JSON of the contract, for the OpenAPI page and for tests."""
 
-
 from pydantic import BaseModel, Field
 
 from app.model import card
