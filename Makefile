@@ -17,7 +17,7 @@ PIP := $(BIN)/$(INSTALL) --constraint constraints.txt
 IMAGE = thirtytwo:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 FAST := not slow and not e2e and not browser and not cluster
 
-.PHONY: help serve train evaluate test test-fast test-lowest lint docs screenshot bench soak overload fuzz image audit clean
+.PHONY: help serve train evaluate test test-fast test-lowest lint docs screenshot bench gpu-check soak overload fuzz image audit clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
 
@@ -53,6 +53,9 @@ screenshot: .venv/test  ## take the README's screenshot; needs Chromium
 
 bench: .venv/$(if $(findstring --data,$(ARGS)),train,serve)  ## run the serving benchmark; ARGS="--data FOLDER" uses CIFAR-10's images
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+gpu-check: .venv/train  ## check the GPU and measure engine, service and training on it; ARGS="--data FOLDER --parts serve"
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 soak: .venv/serve  ## send two minutes of mixed traffic, ARGS="--minutes 60" an hour; fails on lost requests and leaks
 	$(BIN)/python -m benchmarks.soak $(ARGS)

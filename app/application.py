@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from importlib.resources import files
 from importlib.util import find_spec
+from socket import socket
 
 import fastapi_offline
 from fastapi import FastAPI
@@ -15,9 +16,10 @@ from app import __version__, settings
 from app.api import openapi, predict, problems, routes
 from app.api.addressing import RootPath, TrustedHosts
 from app.api.middleware import RequestContext
-from app.lifespan import LoadEngine, lifespan, load_engine
+from app.lifespan import lifespan
 from app.oip.routes import router as inference_router
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 from app.telemetry import log_stream
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
@@ -34,16 +36,17 @@ def create_app(
     config: Settings | None = None,
     load_engine: LoadEngine = load_engine,
     exit_process: Callable[[int], None] = log_stream.exit_process,
+    link: socket | None = None,
 ) -> ASGIApp:
     """The application for these settings, or for those of the environment; raises SettingsError.
 
-    `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
+    `link` is a front end's connection to the engine process, which then runs the model. `exit_process` ends the process
+    with a status after a failure: a stalled inference thread blocks a normal exit.
     """
     config = config or settings.load()
     metrics = Metrics()
-    metrics.queue_limit.set(config.max_queue)
     log_stream.stderr().on_drop(metrics.log_lines_dropped.inc)
-    app: ASGIApp = create_api(config, lifespan(config, metrics, load_engine, exit_process))
+    app: ASGIApp = create_api(config, lifespan(config, metrics, load_engine, exit_process, link))
     if config.cors_origins:
         app = CORSMiddleware(app, config.cors_origins, CORS_METHODS, ["*"], expose_headers=CORS_EXPOSED_HEADERS)
     if config.allowed_hosts:

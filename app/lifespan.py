@@ -9,20 +9,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import anyio
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from app import engines
+from app import defaults
 from app.api.auth import ApiKeys
-from app.engines import Engine
-from app.engines.hardware import available_cpus
-from app.errors import DeviceError, SettingsError
 from app.inference.batcher import Batcher
-from app.inference.bisection import batch_sizes
 from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
 from app.inference.pipeline import Pipeline
@@ -34,12 +32,12 @@ from app.model.file_watch import FileWatch
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
 from app.process.lifecycle import Lifecycle, Phase, watch
-from app.settings import PREFIX, Settings
+from app.settings import Settings
+from app.sources import EngineProcessSource, FileSource, LoadEngine, Source, classifier_of
 from app.state import State
+from app.telemetry import device_memory
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
-
-LoadEngine = Callable[[Weights, Settings], Engine]
 
 logger = logging.getLogger(__name__)
 
@@ -50,23 +48,32 @@ GIL_SWITCH_INTERVAL_S = 0.0005  # a tenth of Python's own: a finished batch wait
 
 
 def lifespan(
-    settings: Settings, metrics: Metrics, load_engine: LoadEngine, exit_process: Callable[[int], None]
+    settings: Settings,
+    metrics: Metrics,
+    load_engine: LoadEngine,
+    exit_process: Callable[[int], None],
+    link: socket | None = None,
 ) -> Lifespan[FastAPI]:
     """Loads, verifies and warms up the model, then yields the state that requests use.
 
-    `exit_process` ends the process with a status after a failure: a stalled inference thread blocks a normal exit.
+    With a `link`, the engine process does so, and the batches of this process run there. `exit_process` ends the
+    process with a status after a failure: a stalled inference thread blocks a normal exit.
     """
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         lifecycle, statistics = Lifecycle(), Statistics()
-        file_watch = FileWatch(settings.weights)
-        classifier = build_classifier(settings, load_engine)
-        pipeline = build_pipeline(settings, classifier, _observer(metrics, statistics))
+        source = FileSource(settings, load_engine) if link is None else EngineProcessSource(link, exit_process)
+        classifier, file = source.start()
+        file_watch = FileWatch(settings.weights, file)
+        # with a link, the engine process has the metrics of batches
+        observe_batch = _observer(metrics, statistics) if link is None else statistics.observe_batch
+        pipeline = build_pipeline(settings, classifier, observe_batch)
+        metrics.queue_limit.set(pipeline.batcher.queue.limit)
         _describe(metrics, classifier)
         _name(metrics, classifier)
         del classifier  # another one may replace it
-        repository = build_repository(settings, load_engine, pipeline, metrics)
+        repository = build_repository(source, pipeline, metrics)
         candidates = add_shadow(settings, load_engine, pipeline, metrics) if settings.shadow_weights else None
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
         lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
@@ -83,11 +90,15 @@ def lifespan(
             if candidates and settings.shadow_weights:
                 tasks.append(asyncio.create_task(_load_shadow(candidates, settings.shadow_weights, settings)))
                 lifecycle.on_reload.append(candidates.load)
-            tasks.append(asyncio.create_task(watch(pipeline.batcher, lifecycle, settings.inference_timeout_s)))
+            # a batch in the engine process waits for those of other front ends; that process has the watchdog
+            limit_s = settings.inference_timeout_s if link is None else inf
+            tasks.append(asyncio.create_task(watch(pipeline.batcher, lifecycle, limit_s)))
+            stop_observing = _observe_memory(pipeline, metrics)
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
             yield {"service": State(settings, lifecycle, metrics, keys, statistics, pipeline, repository, executor)}
+            stop_observing()
             for task in tasks:
                 task.cancel()
             if lifecycle.phase is Phase.FAILED:
@@ -114,58 +125,39 @@ async def _preload_static_files() -> None:
         pass
 
 
-def load_engine(weights: Weights, settings: Settings) -> Engine:
-    """The engine that the settings name; the workers share the CPUs. Raises WeightsError or DeviceError."""
-    threads = settings.threads or max(1, available_cpus() // settings.workers)
-    options = settings.device, threads, settings.engine, settings.precision, settings.early_exit
-    return engines.load(weights, *options)
-
-
-def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
-    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
-    return classifier_of(weights.load(settings.weights), settings, load_engine)
-
-
-def classifier_of(file: Weights, settings: Settings, load_engine: LoadEngine) -> Classifier:
-    """The file on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
-    try:
-        engine = load_engine(file, settings)
-    except DeviceError as error:
-        raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
-    return Classifier(file, engine, batch_sizes(settings.max_batch))
-
-
 def build_pipeline(
     settings: Settings, classifier: Classifier, on_batch: Callable[[int, float], None] = lambda size, seconds: None
 ) -> Pipeline:
     """Decoder threads, queue and inference threads in front of the classifier, not yet started."""
-    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(settings.max_queue, *queue_shares(settings))
+    max_queue = _max_queue(settings, classifier)
+    shares = queue_shares(max_queue, settings.max_files, settings.max_queue_share)
+    queue: RequestQueue[DecodedImage, Scores] = RequestQueue(max_queue, *shares)
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
-    batcher = Batcher(batch_sizes(settings.max_batch), queue, classifier.engine.streams, on_batch)
+    batcher = Batcher(classifier.batch_sizes, queue, classifier.engine.streams, on_batch)
     return Pipeline(classifier, DecodePool(limits, settings.max_request_pixels), batcher)
 
 
-def queue_shares(settings: Settings) -> tuple[int, int]:
+def queue_shares(max_queue: int, max_files: int, share: float) -> tuple[int, int]:
     """Images that one caller may hold in the queue, and the places left for callers that hold no more than so many.
 
-    A request of MAX_FILES must fit into both.
+    A request of `max_files` must fit into both.
     """
-    caller_limit = max(settings.max_files, int(settings.max_queue * settings.max_queue_share))
-    small_limit = 0 if caller_limit >= settings.max_queue else settings.max_queue // SMALL_CALLERS
-    return caller_limit, min(small_limit, settings.max_queue - settings.max_files)
+    caller_limit = max(max_files, int(max_queue * share))
+    small_limit = 0 if caller_limit >= max_queue else max_queue // SMALL_CALLERS
+    return caller_limit, min(small_limit, max_queue - max_files)
 
 
-def build_repository(settings: Settings, load_engine: LoadEngine, pipeline: Pipeline, metrics: Metrics) -> Repository:
-    """Loads the settings' weights path again, on the same engine."""
+def build_repository(source: Source, pipeline: Pipeline, metrics: Metrics) -> Repository:
+    """Loads from the source again, on the same engine."""
 
     def build(file: Weights) -> Classifier:
-        classifier = classifier_of(file, settings, load_engine)
+        classifier = source.build(file)
         _describe(metrics, classifier)
         return classifier
 
     return Repository(
         pipeline,
-        partial(weights.load, settings.weights),
+        source.read,
         build,
         partial(_name, metrics),
         lambda outcome: metrics.loads.labels(outcome).inc(),
@@ -198,6 +190,17 @@ async def _load_shadow(candidates: Repository, path: Path, settings: Settings) -
     await candidates.load()
     if settings.weights_poll_s:
         await candidates.load_on_change(file_watch, settings.weights_poll_s)
+
+
+def _max_queue(settings: Settings, classifier: Classifier) -> int:
+    device, workers = classifier.engine.device, max(1, settings.workers)
+    return defaults.max_queue(settings.max_queue, device, settings.max_files, classifier.measure_rate, workers)
+
+
+def _observe_memory(pipeline: Pipeline, metrics: Metrics) -> Callable[[], None]:
+    """Of the device of the model that serves; a former model is not kept."""
+    observe = partial(metrics.observe_memory, pipeline.classifier.engine.device)
+    return device_memory.start(lambda: pipeline.classifier.engine.memory(), observe)
 
 
 def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float], None]:

@@ -54,7 +54,12 @@ class Settings(BaseSettings):
 
     host: ListenHost = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all, :: for all and IPv6")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    workers: Count = Field(1, description="worker processes; one is fastest on a CPU of few cores")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="HTTP processes; several share one engine process; "
+        "0: 1 on a CPU, on a GPU three quarters of the CPUs, at most 16",
+    )
     root_path: RootPath = Field("", description="URL path prefix behind a reverse proxy, such as /classifier")
     keep_alive_s: Seconds = Field(
         75.0,
@@ -71,7 +76,9 @@ class Settings(BaseSettings):
         1.0, ge=0, allow_inf_nan=False, description="seconds between checks for a new weights file; 0: only on request"
     )
     shadow_weights: Path | None = Field(
-        None, description="weights file of a candidate that runs on a sample of the traffic; responses ignore it"
+        None,
+        description="weights file of a candidate that runs on a sample of the traffic; responses ignore it; "
+        "with one HTTP process only",
     )
     shadow_sample: float = Field(0.1, gt=0, le=1, description="share of requests that the candidate runs on")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps; auto prefers CUDA")
@@ -81,14 +88,19 @@ class Settings(BaseSettings):
     precision: Annotated[Literal["auto", "int8", "bfloat16", "float16", "float32"], Lower] = Field(
         "auto", description="numeric precision; auto picks the fastest the CPU supports natively"
     )
-    threads: int = Field(0, ge=0, description="CPU threads for inference, shared by the workers; 0 uses all available")
-    max_batch: Count = Field(64, description="largest batch, in images")
+    threads: int = Field(0, ge=0, description="CPU threads for inference; 0 uses all available")
+    max_batch: int = Field(0, ge=0, description="largest batch, in images; 0: 64 on a CPU, 1024 on a GPU")
     early_exit: bool = Field(
         True, description="images leave a cascade after the first confident stage; false: they pass all stages"
     )
 
     request_timeout_s: Seconds = Field(10.0, description="deadline of a request in seconds, then 504")
-    max_queue: Count = Field(512, description="images waiting before further requests get 429")
+    max_queue: int = Field(
+        0,
+        ge=0,
+        description="images waiting before further requests get 429, for each HTTP process; "
+        "0: 512, on a GPU the work of 0.25 s, from 512 to 16384",
+    )
     max_queue_share: float = Field(
         0.5,
         gt=0,
@@ -149,7 +161,7 @@ class Settings(BaseSettings):
             ("max_inflight_bytes", "max_body_bytes"),
             ("max_request_pixels", "max_pixels"),
         ):
-            if getattr(self, shared) < getattr(self, single):
+            if 0 < getattr(self, shared) < getattr(self, single):
                 raise ValueError(f"{_variable(shared)} is less than {_variable(single)}={getattr(self, single)}")
         return self
 

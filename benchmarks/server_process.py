@@ -46,7 +46,7 @@ def running(command: list[str], port: int, path: str = "/readyz") -> Iterator[Se
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
-        while not _is_ready(port, path):
+        while not is_ready(port, path):
             if process.poll() is not None or time.perf_counter() - start > START_TIMEOUT_S:
                 raise RuntimeError(f"{' '.join(command)} did not start")
             time.sleep(0.01)
@@ -56,7 +56,7 @@ def running(command: list[str], port: int, path: str = "/readyz") -> Iterator[Se
         process.wait(30)
 
 
-def _is_ready(port: int, path: str) -> bool:
+def is_ready(port: int, path: str = "/readyz") -> bool:
     try:
         with urlopen(f"http://127.0.0.1:{port}{path}", timeout=1) as response:
             return bool(response.status == 200)

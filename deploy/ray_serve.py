@@ -15,9 +15,10 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import defaults
 from app.application import create_app
-from app.lifespan import LoadEngine, load_engine
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 from app.telemetry import logs
 
 
@@ -28,12 +29,14 @@ def app(settings: Settings) -> Application:
 
 def replicas(settings: Settings, load_engine: LoadEngine = load_engine, **options: Any) -> Application:
     """`options` of the deployment override those derived from the settings."""
+    max_batch = defaults.max_batch(settings.max_batch, settings.device)
+    max_queue = settings.max_queue or defaults.MAX_QUEUE
     derived = {
         # one batch in inference and the next one in the queue, at most what the replica's queue holds
-        "max_ongoing_requests": min(2 * settings.max_batch, settings.max_queue),
-        "max_queued_requests": settings.max_queue,
+        "max_ongoing_requests": min(2 * max_batch, max_queue),
+        "max_queued_requests": max_queue,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
-        "autoscaling_config": AutoscalingConfig(max_replicas=4, target_ongoing_requests=settings.max_batch),
+        "autoscaling_config": AutoscalingConfig(max_replicas=4, target_ongoing_requests=max_batch),
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
         "logging_config": LoggingConfig(enable_access_log=False),  # the application logs its own
         "ray_actor_options": {

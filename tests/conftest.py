@@ -18,13 +18,13 @@ from starlette.types import ASGIApp
 from app.application import create_app
 from app.engines.pytorch import load_network
 from app.http.http_protocol import Protocol
-from app.lifespan import LoadEngine, load_engine
 from app.model.calibration import calibrated_softmax
 from app.model.card import ModelCard, Stage
 from app.model.networks import ConvNet, fold_batchnorms
 from app.model.ood import MEANS, WHITENING, OodCalibration
 from app.model.weights import Weights, cascade_state, save
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 
 hypothesis.settings.register_profile("patient", deadline=None)  # time is no failure on a busy machine
 hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)  # of make fuzz

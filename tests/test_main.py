@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.settings import Settings
-from tests.support.subprocesses import children, command, fails, process
+from tests.support.subprocesses import children, command, fails, front_ends, process
 
 pytestmark = pytest.mark.slow  # starts processes
 
@@ -98,7 +98,7 @@ def test_signal_drains_and_exits_with_0(tiny_weights: Path, cat: bytes, number: 
 
 def test_workers_exit_when_the_supervisor_is_killed(tiny_weights: Path) -> None:
     with process(tiny_weights, "--workers", "2") as (running, url):
-        assert len(children(running.pid)) == 2
+        assert len(children(running.pid)) == 3
         running.kill()
         _, log = running.communicate(timeout=30)  # ends with the last process that holds this end of the pipe
         assert log.count("parent process exited") == 2
@@ -124,15 +124,15 @@ def test_workers_share_metrics_and_a_killed_one_is_replaced(tiny_weights: Path, 
 
         assert [ask() for _ in range(30)] == [200] * 30
         assert {counted() for _ in range(8)} == {30.0}
-        workers = children(running.pid)
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in workers]
-        assert len(pages) == 2
+        workers = front_ends(running.pid)
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children(running.pid)]
+        assert len(pages) == 3
         assert told("process_resident_memory_bytes") == pytest.approx(sum(pages) * PAGE, rel=0.1)
         assert 3 < told("thirtytwo_confidence_sum_total") <= 30
         os.kill(workers[0], signal.SIGKILL)
         assert ask() == 200
         deadline = time.monotonic() + 30
-        while len(set(children(running.pid)) - {workers[0]}) < 2:
+        while len(set(front_ends(running.pid)) - {workers[0]}) < 2:
             assert time.monotonic() < deadline
             assert ask() == 200
             time.sleep(0.2)
@@ -160,7 +160,7 @@ def test_killed_worker_loses_only_its_requests_in_flight(tiny_weights: Path, cat
         return statuses
 
     with process(tiny_weights, "--workers", "2", stderr=subprocess.DEVNULL) as (running, url):
-        victim = children(running.pid)[0]
+        victim = front_ends(running.pid)[0]
         with ThreadPoolExecutor(6) as pool:
             callers = [pool.submit(load, url) for _ in range(6)]
             time.sleep(1)

@@ -28,7 +28,7 @@ def test_defaults_need_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
     [
-        ("MAX_BATCH", "0", "greater than or equal to 1"),
+        ("MAX_BATCH", "-1", "greater than or equal to 0"),
         ("MAX_QUEUE", "many", "valid integer"),
         ("REQUEST_TIMEOUT_S", "-1", "greater than 0"),
         ("REQUEST_TIMEOUT_S", "inf", "finite"),

@@ -1,5 +1,8 @@
 """Batched augmentation of uint8 images [N, H, W, 3]. All randomness comes from the generator passed in.
 
+The generator is one of the CPU, so that the choices, and with them the pixels, are the same on every device. The pixels
+stay on the device of the images; only JPEG by arithmetic (`training.jpeg`), on GPUs, differs from that of a CPU.
+
 torchvision's transforms draw one set of parameters per call; these draw one per image, without a loop over images.
 """
 
@@ -9,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from training import jpeg
 
 
 def pad(images: Tensor, margin: int) -> Tensor:
@@ -22,9 +27,10 @@ def pad(images: Tensor, margin: int) -> Tensor:
 
 def crop(padded: Tensor, index: Tensor, size: int, flipped: Tensor, generator: torch.Generator) -> Tensor:
     """Random crops of size x size of the images `index` int64 [B], flipped horizontally where the mask is true."""
-    span = torch.arange(size)  # [size]
     # One random offset per image, [B, 1]; adding the span gives pixel coordinates [B, size].
     top, left = (torch.randint(padded.shape[d] - size + 1, (len(index), 1), generator=generator) for d in (1, 2))
+    index, top, left, flipped = (upload(each, padded.device) for each in (index, top, left, flipped))
+    span = torch.arange(size, device=padded.device)  # [size]
     rows = top + span  # [B, size]
     # A flip reverses the column order, so crop and flip are a single gather.
     columns = left + torch.where(flipped[:, None], span.flip(0), span)
@@ -48,6 +54,7 @@ def mixup(images: Tensor, partners: Tensor, share: float, generator: torch.Gener
     """
     weight = torch.rand(len(images), generator=generator) / 2  # at most 1/2: the label stays the larger part
     weight[torch.rand(len(images), generator=generator) >= share] = 0
+    weight = upload(weight, images.device)
     return torch.lerp(images.float(), partners.float(), weight[:, None, None, None]).round().to(torch.uint8)
 
 
@@ -59,7 +66,8 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) 
     # The square lies inside the image, unlike in the paper: every image loses the same area.
     top = torch.randint(height - side + 1, (n, 1), generator=generator)
     left = torch.randint(width - side + 1, (n, 1), generator=generator)
-    rows, columns = torch.arange(height), torch.arange(width)  # [H], [W]; compared with offsets [N, 1]
+    top, left = upload(top, images.device), upload(left, images.device)
+    rows, columns = (torch.arange(each, device=images.device) for each in (height, width))  # compared with [N, 1]
     inside_rows = (rows >= top) & (rows < top + side)  # [N, H]
     inside_columns = (columns >= left) & (columns < left + side)  # [N, W]
     covered = inside_rows[:, :, None] & inside_columns[:, None, :]  # [N, H, W]
@@ -74,9 +82,18 @@ def random_jpeg(images: Tensor, share: float, quality: tuple[int, int], generato
     chosen = torch.nonzero(torch.rand(len(images), generator=generator) < share).flatten()
     qualities = torch.randint(quality[0], quality[1] + 1, (len(chosen),), generator=generator)
     out = images.clone()  # the padded training set must stay clean for later epochs
+    if images.device.type == "cuda":
+        place = upload(chosen, images.device)
+        out[place] = jpeg.roundtrip(images[place], upload(qualities, images.device))
+        return out
     for i, q in zip(chosen.tolist(), qualities.tolist(), strict=True):
         out[i] = lossy_roundtrip(images[i], q)
     return out
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device; to a GPU without waiting for what it computes."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def lossy_roundtrip_batch(images: Tensor, quality: int, image_format: str = "JPEG") -> Tensor:

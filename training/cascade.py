@@ -27,7 +27,7 @@ from app.errors import DataError, ThirtytwoError
 from app.model import weights as weights_file
 from app.model.card import ModelCard, Stage
 from app.model.weights import Weights, cascade_state, save
-from training import augment, calibration, cli, data, metrics
+from training import augment, calibration, cli, data, metrics, provenance
 from training.data import Split
 from training.datasets import selection
 from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
@@ -51,6 +51,7 @@ def compose(
     val: Split,
     max_loss: float = MAX_LOSS,
     runs: Sequence[dict[str, Any]] = (),
+    device: str = "auto",
 ) -> Weights:
     """The cascade with calibrations and thresholds fitted to `val`, clean and as JPEG; without test results.
 
@@ -59,7 +60,7 @@ def compose(
     first = networks[0].card
     if any(each.card.classes != first.classes or each.card.input_size != first.input_size for each in networks):
         raise DataError("The networks of a cascade need the same classes and input size.")
-    clean, lossy = (stage_outputs(networks, stages, images) for images in (val.images, _as_jpeg(val.images)))
+    clean, lossy = (stage_outputs(networks, stages, images, device) for images in (val.images, _as_jpeg(val.images)))
     costs = [networks[stage.network].card.forward_gflops or 0.0 for stage in stages]
     fitted = fit_exits(stages, np.concatenate([clean, lossy], 1), val.labels.repeat(2).numpy(), costs, max_loss)
     shares = reaching(fitted, clean).mean(1)
@@ -90,9 +91,11 @@ def compose(
     return Weights(card, cascade_state(networks), references, outputs[-1], "", outputs)
 
 
-def stage_outputs(networks: Sequence[Weights], stages: Sequence[Stage], images: torch.Tensor) -> Array:
+def stage_outputs(
+    networks: Sequence[Weights], stages: Sequence[Stage], images: torch.Tensor, device: str = "auto"
+) -> Array:
     """Log-probabilities float32 [stages, N, classes], averaged as the stages say, on the engines that serve."""
-    loaded = [engines.load(calibration.uncalibrated(each)) for each in networks]
+    loaded = [engines.load(calibration.uncalibrated(each), device) for each in networks]
     views = {
         (stage.network, stage.hflip): metrics.predict(loaded[stage.network], images.flip(2) if stage.hflip else images)
         for stage in stages
@@ -114,11 +117,12 @@ def reference_outputs(networks: Sequence[Weights], stages: Sequence[Stage], imag
     return np.stack([probabilities_of(*each) for each in zip(stages, means, strict=True)])
 
 
-def evaluate(cascade: Weights, name: str, split: Split) -> dict[str, Any]:
-    """Metrics of the cascade as served, on clean images and as JPEG; keys begin with `name`."""
-    engine = engines.load(cascade)
+def evaluate(cascade: Weights, name: str, split: Split, device: str = "auto") -> dict[str, Any]:
+    """Metrics of the cascade as served, on clean images and as JPEG; keys begin with `name`. Also the engine."""
+    engine = engines.load(cascade, device)
     assert isinstance(engine, CascadeEngine)
     clean = _evaluate(engine, cascade.card, name, split.images, split.labels)
+    clean["engine"] = provenance.engine(engine)
     return clean | _evaluate(engine, cascade.card, f"{name}_jpeg80", _as_jpeg(split.images), split.labels)
 
 
@@ -162,6 +166,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-loss", type=_share, default=MAX_LOSS, metavar="SHARE",
         help="accuracy that early exits may cost, against the last stage for every image [%(default)s]")  # fmt: skip
     add("--runs", type=Path, metavar="FILE", help="JSON list of the training runs, for the card")
+    add("--device", default="auto", help="auto, cpu, cuda or mps, for calibration and results [%(default)s]")
     add("--no-test", action="store_true", help="do not read the test images")
     return parser.parse_args(argv)
 
@@ -186,11 +191,11 @@ def run(arguments: argparse.Namespace) -> None:
     networks = [first, *map(without_ood, networks[1:])]
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
     name = arguments.name or arguments.out.stem
-    cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs)
-    results = evaluate(cascade, "val", val)
+    cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs, arguments.device)
+    results = evaluate(cascade, "val", val, arguments.device)
     card = cascade.card
     if len(dataset.test):
-        results |= evaluate(cascade, "test", dataset.test)
+        results |= evaluate(cascade, "test", dataset.test, arguments.device)
         update = {"test_accuracy": results["test_accuracy"], "forward_gflops": results["test_gflops"]}
         card = card.model_copy(update=update)
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)

@@ -162,7 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
     history.write_text(json.dumps(record(runs), indent=1) + "\n")
     files = {each.network: str(each.out) for each in runs}  # of the last run of each network
     argv = [*files.values(), *stages, "--data", str(arguments.data), "--out", str(arguments.out), "--name", name]
-    argv += ["--max-loss", str(chain.cascade.max_loss), "--runs", str(history)]
+    argv += ["--device", arguments.device, "--max-loss", str(chain.cascade.max_loss), "--runs", str(history)]
     argv += ["--no-test"] if arguments.no_test else []
     print(f"$ python -m training.cascade {shlex.join(argv)}", flush=True)
     cascade.main(argv)

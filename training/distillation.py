@@ -54,8 +54,8 @@ class OnlineTeacher(NamedTuple):
         return (metrics.flip_tta(self.predict, images) / self.temperature).softmax(1)
 
 
-def load_teacher(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher | None:
-    """The recipe's teacher, if any, for training images uint8 [N, S, S, 3], on the engine that would serve it.
+def load_teacher(recipe: Recipe, classes: list[str], images: Tensor, device: str = "auto") -> Teacher | None:
+    """The recipe's teacher, if any, for training images uint8 [N, S, S, 3], on the engine that would serve it there.
 
     Raises WeightsError, or DataError where classes or input size differ from the student's.
     """
@@ -68,8 +68,8 @@ def load_teacher(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher 
     name = f"{loaded.card.name} {loaded.version}"
     if recipe.online_teacher:
         # Mixup images are outside of the data that calibration was fitted on, so its sharpening does not apply.
-        return OnlineTeacher(name, _predict_fn(uncalibrated(loaded)), recipe.distill_temperature)
-    predict = _predict_fn(loaded)
+        return OnlineTeacher(name, _predict_fn(uncalibrated(loaded), device), recipe.distill_temperature)
+    predict = _predict_fn(loaded, device)
     # Chunks bound the memory of the six views, and move the progress bar.
     chunks = tqdm(images.split(1000), desc="teacher", unit="thousand", leave=False, disable=None)
     log_probs = torch.cat([metrics.flip_translate_tta(predict, chunk) for chunk in chunks])
@@ -77,5 +77,5 @@ def load_teacher(recipe: Recipe, classes: list[str], images: Tensor) -> Teacher 
     return CachedTeacher(name, (log_probs / recipe.distill_temperature).softmax(1))
 
 
-def _predict_fn(loaded: Weights) -> PredictFn:
-    return partial(metrics.predict, engines.load(loaded))
+def _predict_fn(loaded: Weights, device: str) -> PredictFn:
+    return partial(metrics.predict, engines.load(loaded, device))

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
@@ -31,15 +31,18 @@ class DistributedContext(NamedTuple):
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with its gradients averaged over the processes."""
+        if self.world_size == 1:
+            return network
+        on_gpu = next(network.parameters()).device.type == "cuda"
         # It also copies the main process's initial weights to all others.
-        return DistributedDataParallel(network) if self.world_size > 1 else network
+        return DistributedDataParallel(network, device_ids=[self.local_rank] if on_gpu else None)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
         """Sums over the processes. Every process must call it, so it is a barrier, too."""
         if self.world_size == 1:
             return list(values)
         # NCCL communicates between GPUs only.
-        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        device = torch.device("cuda", self.local_rank) if distributed.get_backend() == "nccl" else torch.device("cpu")
         # float64: a sum of losses over an epoch loses digits in float32.
         sums = torch.tensor(values, dtype=torch.float64, device=device)
         distributed.all_reduce(sums)
@@ -52,11 +55,27 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     if "WORLD_SIZE" not in os.environ:
         yield DistributedContext()
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    join(device, local_rank)
     try:
-        yield DistributedContext(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
+        yield DistributedContext(distributed.get_rank(), distributed.get_world_size(), local_rank)
     finally:
         distributed.destroy_process_group()
+
+
+def join(
+    device: torch.device,
+    local_rank: int,
+    set_device: Callable[[torch.device], None] = torch.cuda.set_device,
+    init_process_group: Callable[..., None] = distributed.init_process_group,
+) -> None:
+    """Without `set_device` every process would use the first GPU, and the first collective would not return."""
+    if device.type != "cuda":
+        init_process_group("gloo")
+        return
+    own = torch.device("cuda", local_rank)
+    set_device(own)
+    init_process_group("nccl", device_id=own)
 
 
 class StopSignals:

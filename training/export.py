@@ -62,12 +62,19 @@ def build_card(name: str, dataset: Dataset, recipe: Recipe, network: nn.Module) 
 
 
 def export(
-    path: Path, card: ModelCard, test: Split, val: Split, network: nn.Module, training_s: float
+    path: Path,
+    card: ModelCard,
+    test: Split,
+    val: Split,
+    network: nn.Module,
+    training_s: float,
+    device: str = "auto",
 ) -> tuple[Weights, Tensor]:
-    """Writes the weights file; raises OSError.
+    """Writes the weights file, calibrated and evaluated on the engine that serves on the device; raises OSError.
 
-    Returns its contents, and its probabilities float32 [N, classes] for the test images, or without any for the
-    validation images. Test images are read once, after everything is chosen.
+    The card's results name that engine, since calibration and accuracy differ between precisions. Returns the file's
+    contents, and its probabilities float32 [N, classes] for the test images, or without any for the validation images.
+    Test images are read once, after everything is chosen.
     """
     results: dict[str, Any] = {
         "training_s": round(training_s),
@@ -80,9 +87,10 @@ def export(
     ranges = calibration.calibrate_activation_ranges(load_network(weights), val.sample(RANGE_IMAGES).images)
     weights = calibration.with_card(weights, activation_ranges=ranges, results=results)
     # Temperature and correction are fitted on the engine that serves: int8 changes confidence, too.
-    temperature, correction = calibration.calibrate_probabilities(engines.load(weights), val)
+    temperature, correction = calibration.calibrate_probabilities(engines.load(weights, device), val)
     weights = calibration.with_card(weights, temperature=temperature, label_smoothing_correction=correction)
-    card, engine = weights.card, engines.load(weights)
+    card, engine = weights.card, engines.load(weights, device)
+    results["engine"] = provenance.engine(engine)
     probabilities = metrics.predict(engine, val.images)
     results.update(split_results("val", probabilities, val.labels))
     if len(test):

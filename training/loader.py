@@ -12,6 +12,8 @@ from training.data import Split
 from training.distillation import Teacher
 from training.recipe import Recipe
 
+CPU = torch.device("cpu")
+
 
 class Batch(NamedTuple):
     """Augmented images uint8 [N, S, S, 3], labels int64 [N], and a teacher's targets float32 [N, classes] or None."""
@@ -28,8 +30,15 @@ class Loader:
     """
 
     def __init__(
-        self, split: Split, recipe: Recipe, rank: int = 0, world_size: int = 1, teacher: Teacher | None = None
+        self,
+        split: Split,
+        recipe: Recipe,
+        rank: int = 0,
+        world_size: int = 1,
+        teacher: Teacher | None = None,
+        device: torch.device = CPU,
     ) -> None:
+        """Images and labels are kept, augmented and yielded on the device."""
         self.split = split
         self.teacher = teacher
         self.recipe = recipe
@@ -44,9 +53,10 @@ class Loader:
         if not self.steps_per_epoch:
             raise DataError(f"{len(split)} training images are too few for {world_size} processes.")
         # Padded once for all epochs; a crop then is an indexing operation.
-        self._padded = augment.pad(split.images, recipe.random_crop_padding)
+        self._padded = augment.pad(split.images, recipe.random_crop_padding).to(device)
+        self._labels = split.labels.to(device)
         # Cutout with the mean colour: after normalisation the square is 0.
-        self._mean_colour = split.images.reshape(-1, 3).float().mean(0).round().to(torch.uint8)
+        self._mean_colour = split.images.reshape(-1, 3).float().mean(0).round().to(device, torch.uint8)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on. Images left over after the last full batch are skipped."""
@@ -66,7 +76,7 @@ class Loader:
             # The teacher sees the image before JPEG: the student learns the clean image's targets for the lossy one.
             targets = self.teacher(index, images) if self.teacher else None
             images = augment.random_jpeg(images, recipe.jpeg_prob, recipe.jpeg_quality, generator)
-            yield Batch(images, self.split.labels[index], targets)
+            yield Batch(images, self._labels[augment.upload(index, self._labels.device)], targets)
 
     def _mixup_partners(self, generator: torch.Generator) -> Tensor:
         """Randomly chosen, cropped and flipped training images uint8 [local batch, S, S, 3]."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from app.engines import Engine
 from app.engines.cascade import PROBABILITY_FLOOR
-from app.engines.pytorch import pick_dtype
 from training import augment
 from training.data import Split
+from training.precision import Precision
 
 PredictFn = Callable[[Tensor], Tensor]  # images uint8 [N, S, S, 3] to probabilities float32 [N, classes]
 
@@ -32,20 +32,14 @@ class EvalResult(NamedTuple):
     calibration_error: float
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the device computes in it natively: a CPU with AVX2 only emulates it, 30 times slower."""
-    enabled = device.type != "cpu" or pick_dtype(device) == torch.bfloat16
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
 @torch.inference_mode()
 def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits float32 [N, classes] on the CPU, of a network in training, for images uint8 [N, H, W, 3]."""
     network.eval()  # running statistics in batch norms; the trainer sets training mode again each epoch
     device = next(network.parameters()).device
-    parts = []
+    precision, parts = Precision.of(device), []
     for part in images.split(1000):  # bounds the memory of the activations
-        with autocast(device):
+        with precision.autocast():
             # [n, H, W, 3] to [n, 3, H, W] without a copy: channels last in memory.
             parts.append(network(part.to(device).permute(0, 3, 1, 2)).float().cpu())
     return torch.cat(parts)
@@ -53,7 +47,7 @@ def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
 
 def predict(engine: Engine, images: Tensor) -> Tensor:
     """Probabilities float32 [N, classes] of an engine for images uint8 [N, S, S, 3], in the service's batches."""
-    parts = (np.ascontiguousarray(part.numpy()) for part in images.split(ENGINE_BATCH))
+    parts = (np.ascontiguousarray(part.cpu().numpy()) for part in images.split(ENGINE_BATCH))
     return torch.cat([torch.from_numpy(engine(part).probabilities) for part in parts])
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from app.model.networks import BatchNorm, ConvNet
@@ -112,16 +113,21 @@ def _adam(trainable: list[nn.Parameter], lr: float, total_steps: int) -> Optimiz
     return torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.98))
 
 
-def update(optimizers: list[Optimizer], loss: Tensor, step: int) -> None:
-    """One optimizer step, at rates that fall linearly from `initial_lr` at step 0 to 0 at `end_step`."""
+def update(optimizers: list[Optimizer], loss: Tensor, step: int, scaler: GradScaler | None = None) -> None:
+    """One optimizer step, at rates that fall linearly from `initial_lr` at step 0 to 0 at `end_step`.
+
+    An enabled scaler skips the step of an optimizer whose gradients are not finite.
+    """
+    scaler = scaler or GradScaler(loss.device.type, enabled=False)
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss.backward()
+    scaler.scale(loss).backward()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             remaining = 1 - step / group["end_step"] if step < group["end_step"] else 0.0
             group["lr"] = group["initial_lr"] * remaining
-        optimizer.step()
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def freeze_finished_groups(optimizers: list[Optimizer], step: int) -> None:

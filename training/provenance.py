@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from app.engines import Engine
 from app.engines.hardware import available_cpus
 
 
@@ -19,6 +20,11 @@ def commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def engine(engine: Engine) -> str:
+    """What calibration and accuracies were measured on, such as `openvino on cpu in int8`."""
+    return f"{engine.name} on {engine.device} in {engine.precision}"
 
 
 def machine(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

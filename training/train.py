@@ -87,11 +87,13 @@ def _train_network(
         same = plan.backbone is not None and plan.backbone.card.classes == dataset.classes
         sample = train.sample(BN_IMAGES, recipe.seed).images
         initial = load_pretrained(network, Path(recipe.initial_weights), sample, None if same else plan.head)
-    teacher = load_teacher(recipe, dataset.classes, train.images)
+    teacher = load_teacher(recipe, dataset.classes, train.images, str(device))
     recorded = recipe.model_copy(update={"initial_weights": initial, "teacher": teacher.name if teacher else ""})
     card = export.build_card(output.name, dataset, recorded, network)
-    loader = Loader(train, recipe, context.rank, context.world_size, teacher)
-    trainer = Trainer(network, recipe, loader, device, context)
+    # On a GPU the images stay in its memory and are augmented there.
+    data_device = device if device.type == "cuda" else torch.device("cpu")
+    loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device)
+    trainer = Trainer(network, recipe, loader, device, context, "inductor" if arguments.compile else "")
     trainer.fingerprint = data.fingerprint(dataset)
     if resumed:
         trainer.load_state_dict(resumed)
@@ -105,7 +107,7 @@ def _train_network(
         if not better:
             outputs.write_head(output, dataset, plan._replace(recipe=recipe.model_copy(update={"finetune": "head"})))
             return
-    _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds)
+    _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds, str(device))
     name, split = ("validation", val) if output.no_test else ("test", dataset.test)
     outputs.write_report(output, name, trainer.history, probabilities, split, dataset, plan)
 
@@ -205,6 +207,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no-test", action="store_true", help="do not read the test images, to choose a recipe without them")
     add("--download", action="store_true", help="download --dataset, or else CIFAR-10, into --data first")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
+    add("--compile", action="store_true",
+        help="compile the network with torch.compile: minutes at the start, then faster steps")  # fmt: skip
     add("--checkpoint-interval-s", type=float, default=60.0, metavar="FLOAT",
         help="seconds between checkpoints; one takes about 0.1 s [%(default)s]")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events into --run-dir")

@@ -19,9 +19,11 @@ from training.data import Split
 from training.distributed import DistributedContext, StopSignals
 from training.history import Epoch, MetricsLogger
 from training.loader import Batch, Loader
+from training.precision import Precision
 from training.recipe import Recipe
 
 BN_BATCHES = 10  # batches for the batch-norm statistics of an averaged network
+READ_STEPS = 20  # on a GPU: steps between reads of loss and stop signals, each of which waits for the GPU
 
 
 class Diverged(ThirtytwoError):
@@ -42,10 +44,15 @@ class Trainer:
         loader: Loader,
         device: torch.device,
         context: DistributedContext | None = None,
+        compile_backend: str = "",
+        precision: Precision | None = None,
     ) -> None:
+        """`compile_backend` is one of torch.compile, or empty. `precision` is by default that of the device."""
         self.network = network.to(device).to(memory_format=torch.channels_last)  # the layout of the images, and faster
         self.recipe, self.loader, self.device = recipe, loader, device
         self.context = context or DistributedContext()
+        self.precision = precision or Precision.of(device)
+        self.read_steps = 1 if device.type == "cpu" else READ_STEPS
         steps_per_epoch = loader.steps_per_epoch
         self.total_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
         self.optimizers = optimizers.build(self.network, recipe, loader.batch_size, self.total_steps, steps_per_epoch)
@@ -57,7 +64,10 @@ class Trainer:
         if recipe.average_checkpoints and recipe.initial_weights:
             self.averaged_checkpoints.append(copy.deepcopy(self.network.state_dict()))
         self._class_weights = loader.class_weights.to(device) if recipe.class_balance == "weights" else None
-        self._parallel_network = self.context.wrap(self.network)
+        parallel = self.context.wrap(self.network)
+        self._parallel_network: nn.Module = (
+            torch.compile(parallel, backend=compile_backend) if compile_backend else parallel  # type: ignore[assignment]
+        )
 
     def fit(self, val: Split, run_dir: Path, checkpoint_interval_s: float, tensorboard: bool = False) -> None:
         """Trains from the current step to the last, with checkpoint.pt and metrics.jsonl in the run's folder.
@@ -72,31 +82,36 @@ class Trainer:
                 epoch, first_step = divmod(self.step, self.loader.steps_per_epoch)
                 # The first epoch after a resume starts in the middle, the last one may end there.
                 steps = min(self.loader.steps_per_epoch - first_step, self.total_steps - self.step)
-                loss_sum, correct, samples, epoch_start = 0.0, 0.0, 0.0, time.monotonic()
+                samples, epoch_start = 0, time.monotonic()
+                totals = self._zeros()  # loss and correct predictions
                 self._set_train_mode()  # validation has set evaluation mode
                 with tqdm(total=steps, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=hide_bar) as bar:
+                    read_at = time.monotonic()
                     for i, batch in enumerate(islice(self.loader.epoch(epoch, first_step), steps), start=1):
-                        step_start = time.monotonic()
-                        batch_loss, batch_correct = self._train_step(batch)
-                        self.seconds += time.monotonic() - step_start  # without the loader's augmentation
-                        loss_sum, correct = loss_sum + batch_loss, correct + batch_correct
+                        step_start = time.monotonic() if self.read_steps == 1 else read_at
+                        totals += self._train_step(batch)
                         samples += len(batch.labels)
-                        rate = self.context.world_size * samples / (time.monotonic() - epoch_start)
+                        bar.update()
+                        if i % self.read_steps and i != steps:
+                            continue
+                        loss_sum, correct = self._read(totals)
+                        read_at = time.monotonic()
+                        self.seconds += read_at - step_start  # on a CPU without the loader's augmentation
+                        rate = self.context.world_size * samples / (read_at - epoch_start)
                         status = f"{rate:.0f} images/s, loss {loss_sum / samples:.3f}, accuracy {correct / samples:.2%}"
                         bar.set_postfix_str(status, refresh=False)  # `update` refreshes at the bar's own interval
-                        bar.update()
                         if i == steps:
                             break  # the epoch's metrics belong into its last checkpoint, so they come first
                         if time.monotonic() - saved_at > checkpoint_interval_s:
                             self._save(checkpoint_file)
                             saved_at = time.monotonic()
                         self._raise_if_stopped(stop, checkpoint_file)
-                loss_sum, correct, samples = self.context.all_reduce_sum(loss_sum, correct, samples)
+                loss_sum, correct, count = self.context.all_reduce_sum(loss_sum, correct, samples)
                 epoch_s = time.monotonic() - epoch_start
                 val_logits = metrics.predict_logits(self.network, val.images)
                 val_accuracy = metrics.accuracy(val_logits, val.labels)
                 val_loss = F.cross_entropy(val_logits, val.labels).item()
-                rate, loss, accuracy = samples / epoch_s, loss_sum / samples, correct / samples
+                rate, loss, accuracy = count / epoch_s, loss_sum / count, correct / count
                 self.history.append(Epoch(epoch + 1, self.seconds, rate, loss, accuracy, val_accuracy, val_loss))
                 self._save(checkpoint_file)  # includes the history, from which metrics.jsonl is restored
                 saved_at = time.monotonic()
@@ -119,7 +134,7 @@ class Trainer:
         network: nn.Module = averaged.module
         if not self.recipe.freeze_bn:
             batches = islice(self.loader.epoch(len(self.history)), BN_BATCHES)
-            with metrics.autocast(self.device):  # as in training
+            with self.precision.autocast():  # as in training
                 update_bn((batch.images.to(self.device).permute(0, 3, 1, 2) for batch in batches), network)
         return network.eval()
 
@@ -131,6 +146,7 @@ class Trainer:
             "recipe": self.recipe.model_dump(),
             "fingerprint": self.fingerprint,
             "averaged_checkpoints": self.averaged_checkpoints,
+            "scaler": self.precision.scaler.state_dict(),
             "total_steps": self.total_steps,
             "step": self.step,
             "seconds": self.seconds,
@@ -149,6 +165,7 @@ class Trainer:
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
         for group, schedule in zip(groups, schedules, strict=True):
             group.update(schedule)
+        self.precision.scaler.load_state_dict(state.get("scaler") or self.precision.scaler.state_dict())
         self.step, self.seconds = state["step"], state["seconds"]
         # `ends` is the name in checkpoints from before 0.1.
         self.averaged_checkpoints = state["averaged_checkpoints" if "averaged_checkpoints" in state else "ends"]
@@ -156,23 +173,37 @@ class Trainer:
             self.averaged_checkpoints.append(state["network"])
         self.history = [Epoch(*epoch) for epoch in state["history"]]
 
-    def _train_step(self, batch: Batch) -> tuple[float, int]:
-        """One optimizer step; returns summed loss and number of correct predictions of this process's images."""
+    def _train_step(self, batch: Batch) -> Tensor:
+        """One optimizer step; summed loss and number of correct predictions of this process's images, float32 [2]."""
         if self.context.world_size == 1:  # DistributedDataParallel fixes the set of gradients at its start
             optimizers.freeze_finished_groups(self.optimizers, self.step)
         images = batch.images.to(self.device).permute(0, 3, 1, 2)  # uint8 [N, 3, S, S]
         labels = batch.labels.to(self.device)
-        with metrics.autocast(self.device):
+        with self.precision.autocast():
             logits = self._parallel_network(images)  # float32 [N, classes], as all networks return them
         loss = self._loss(logits, labels, batch.targets)
-        if not torch.isfinite(loss):
-            raise Diverged(f"The loss is {loss.item()} at step {self.step}; a lower learning rate may help.")
+        if self.read_steps == 1:
+            self._check_finite(loss.item())
         # Muon's SGD rates are for the sum over the whole batch, but the processes' gradients are averaged. The other
         # optimizers' rates are for the mean.
         scale = self.context.world_size if self.recipe.optimizer == "muon" else 1 / len(labels)
-        optimizers.update(self.optimizers, loss * scale, self.step)
+        optimizers.update(self.optimizers, loss * scale, self.step, self.precision.scaler)
         self.step += 1
-        return loss.item(), int((logits.argmax(1) == labels).sum())
+        return torch.stack((loss.detach(), (logits.argmax(1) == labels).sum()))
+
+    def _zeros(self) -> Tensor:
+        """Two sums on the device; float64, since a sum of losses over an epoch loses digits in float32."""
+        return torch.zeros(2, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=self.device)
+
+    def _read(self, totals: Tensor) -> tuple[float, float]:
+        """Loss and correct predictions so far; waits for the device. Raises Diverged."""
+        loss_sum, correct = totals.tolist()
+        self._check_finite(loss_sum)
+        return loss_sum, correct
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(f"The loss is {loss} at step {self.step}; a lower learning rate may help.")
 
     def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         """Cross-entropy summed over the batch, for the labels and where there is a teacher for its targets."""

@@ -55,9 +55,6 @@ async def readyz(service: Service) -> schemas.Health:
 @metrics_router.get("/metrics", tags=["Operation"], summary="Prometheus metrics", response_class=PlainTextResponse)
 async def read_metrics(service: Service) -> Response:
     service.metrics.queue.set(service.pipeline.batcher.queue.size)
-    engine = service.classifier.engine
-    if memory := engine.memory():
-        service.metrics.observe_memory(engine.device, *memory)
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 

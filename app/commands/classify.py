@@ -15,8 +15,9 @@ from app.commands.classify_output import FORMATS, Outcome, Output
 from app.commands.image_files import Source
 from app.errors import RequestError, ThirtytwoError, UndecodableImage
 from app.inference.pipeline import Deadline, Pipeline
-from app.lifespan import build_classifier, build_pipeline, load_engine
+from app.lifespan import build_pipeline
 from app.settings import Settings
+from app.sources import build_classifier, load_engine
 
 TIMEOUT_S = 3600.0  # of one chunk; a local user waits
 CLOSE_S = 10.0  # for batches in progress
@@ -93,7 +94,8 @@ async def _outcomes(
     paths: Sequence[str], config: Settings, pipeline: Pipeline
 ) -> AsyncGenerator[tuple[Source, Outcome], None]:
     """In order; while one chunk of files is read, others are decoded and run."""
-    max_files = max(1, min(config.max_batch, config.max_queue // CONCURRENT_CHUNKS))
+    batcher = pipeline.batcher
+    max_files = max(1, min(batcher.max_batch, batcher.queue.limit // CONCURRENT_CHUNKS))
     pending: deque[tuple[list[Source], asyncio.Task[list[Outcome]]]] = deque()
     for chunk in image_files.chunks(image_files.find(paths), max_files, config.max_file_bytes):
         pending.append((chunk, asyncio.create_task(classify_chunk(chunk, pipeline))))

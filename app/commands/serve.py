@@ -1,9 +1,9 @@
-"""The service as one process, or as a supervisor and its workers."""
+"""The service as one process, or as a supervisor, front ends and an engine process."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Network, ip_network
@@ -13,9 +13,10 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
 import uvicorn
 
-from app import settings
+from app import defaults, settings
 from app.application import create_app
 from app.commands import cli
+from app.engines.hardware import available_cpus
 from app.errors import SettingsError
 from app.http.http_protocol import Protocol
 from app.process.server import Server, listen, load_certificate
@@ -31,13 +32,32 @@ logger = logging.getLogger(__name__)
 def run(argv: list[str]) -> int:
     """The exit status: 0 after a graceful shutdown, 2 where the model cannot be served. Raises SettingsError."""
     config, warnings = cli.parse(argv)
+    config = config.model_copy(update={"workers": choose_workers(config, available_cpus())})
     check_certificate(config.tls_cert, config.tls_key)
     sockets = bind(config)
     raise_descriptor_limit()
     server = server_config(config)
     for warning in warnings + settings.warnings(os.environ):
         logger.warning(warning)
-    return _serve(server, sockets)
+    return _serve(server, sockets, config)
+
+
+def choose_workers(config: Settings, cpus: int, temporary_directory: Callable[[], str] = tempfile.gettempdir) -> int:
+    """The setting, or the device's default; one where several cannot be. Raises SettingsError if the setting cannot."""
+    workers = defaults.workers(config.workers, config.device, cpus)
+    if workers > 1 and config.shadow_weights:
+        if config.workers:
+            raise SettingsError(f"{PREFIX}SHADOW_WEIGHTS needs one HTTP process; {PREFIX}WORKERS is {workers}.")
+        logger.warning("one HTTP process, since SHADOW_WEIGHTS needs that")
+        return 1
+    if workers == 1 or config.workers:
+        return workers
+    try:
+        temporary_directory()
+    except FileNotFoundError:
+        logger.warning("one HTTP process, since several need a writable temporary directory")
+        return 1
+    return workers
 
 
 def server_config(config: Settings) -> uvicorn.Config:
@@ -90,13 +110,13 @@ def with_mapped(proxies: Sequence[str]) -> list[str]:
     return ["*"] if "*" in proxies else [*proxies, *mapped]
 
 
-def _serve(config: uvicorn.Config, sockets: list[socket]) -> int:
+def _serve(config: uvicorn.Config, sockets: list[socket], settings: Settings) -> int:
     try:
         if config.workers == 1:
             server = Server(config)
             server.run(sockets)
             return 0 if server.started else 2
-        supervisor = Supervisor(config, sockets)
+        supervisor = Supervisor(config, sockets, settings)
         with tempfile.TemporaryDirectory(prefix="thirtytwo-metrics-") as folder:
             os.environ[metrics.FOLDER] = folder
             supervisor.run()

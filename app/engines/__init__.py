@@ -10,6 +10,7 @@ import numpy as np
 from app.engines.base import Engine, Output
 from app.engines.cascade import CascadeEngine
 from app.engines.hardware import available_cpus, cpu_flags, pick_precision, resolve_device
+from app.engines.remote import RemoteEngine
 from app.errors import WeightsError
 from app.model.weights import Weights
 
@@ -61,15 +62,12 @@ def verify_references(engine: Engine, weights: Weights) -> None:
     """Raises WeightsError where the engine's output differs too much from the file's reference probabilities.
 
     Every stage of a cascade is verified on every reference image: an image near a threshold may leave after another
-    stage in another precision.
+    stage in another precision. A remote engine is verified by its process, which exits where this raises.
     """
-    if isinstance(engine, CascadeEngine) and weights.reference_stages is not None:
-        outputs = engine.run_stages(weights.reference_images, early_exit=False)
-        probabilities = np.stack([output.probabilities for output in outputs])
-        expected = weights.reference_stages
-    else:
-        probabilities, expected = engine(weights.reference_images).probabilities, weights.reference_probabilities
-    worst = float(np.abs(probabilities - expected).max())
+    if isinstance(engine, RemoteEngine):
+        engine.verify()
+        return
+    worst = reference_difference(engine, weights)
     tolerance = TOLERANCE[engine.precision]
     where = f"{engine.name} on {engine.device} in {engine.precision}"
     if not worst <= tolerance:  # also for NaN
@@ -80,11 +78,20 @@ def verify_references(engine: Engine, weights: Weights) -> None:
     logger.info("%s reproduces the reference probabilities within %.4f", where, worst)
 
 
+def reference_difference(engine: Engine, weights: Weights) -> float:
+    """The largest difference of the engine's output from a reference probability; every stage of a cascade counts."""
+    if isinstance(engine, CascadeEngine) and weights.reference_stages is not None:
+        outputs = engine.run_stages(weights.reference_images, early_exit=False)
+        probabilities = np.stack([output.probabilities for output in outputs])
+        expected = weights.reference_stages
+    else:
+        probabilities, expected = engine(weights.reference_images).probabilities, weights.reference_probabilities
+    return float(np.abs(probabilities - expected).max())
+
+
 def release_cache(device: str) -> None:
     """Returns the memory of released engines that torch keeps for later tensors of this process."""
-    if device.startswith("cuda"):
-        import torch
-
+    if device.startswith("cuda") and (torch := sys.modules.get("torch")):  # a front end has none
         torch.cuda.empty_cache()
 
 

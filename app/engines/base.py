@@ -1,5 +1,6 @@
 """What every engine offers: uint8 images to float32 probabilities."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -49,3 +50,12 @@ def prepare(engine: Engine, sizes: Sequence[int], image: NDArray[np.uint8]) -> N
     if engine.streams > 1 and sizes:
         for _ in range(engine.streams):
             engine(image[None].repeat(max(sizes), 0), exclusive=False)
+
+
+def pad(images: NDArray[np.uint8], sizes: Sequence[int]) -> NDArray[np.uint8]:
+    """The batch with zeros up to the next of the ascending sizes, contiguous: another size would be compiled now."""
+    position = bisect_left(sizes, len(images))
+    if position < len(sizes) and sizes[position] > len(images):
+        padding = np.zeros((sizes[position] - len(images), *images.shape[1:]), np.uint8)
+        return np.concatenate([images, padding])
+    return np.ascontiguousarray(images)

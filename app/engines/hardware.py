@@ -1,12 +1,17 @@
 """What this machine offers: CPUs of this process, their instructions, a GPU; and the choices that follow from it."""
 
+import logging
 import os
 import sys
 import threading
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
+from app.engines import cuda
 from app.engines.cgroup import cpu_quota
+from app.engines.cuda import Driver, Torch
+
+logger = logging.getLogger(__name__)
 
 NICE = 10  # below the event loop, which starved with 3 (docs/experiments/2026-11-24-two-streams.md)
 
@@ -37,30 +42,25 @@ def pick_precision(flags: frozenset[str]) -> str:
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
-def resolve_device(name: str) -> str:
-    """`auto` is cuda where torch can use a GPU, else cpu; other names are returned unchanged."""
+def resolve_device(
+    name: str,
+    query_driver: Callable[[], Driver | None] = cuda.query_driver,
+    query_torch: Callable[[], Torch | None] = cuda.query_torch,
+) -> str:
+    """`auto` is cuda where driver, GPU and torch fit together, else cpu; other names are returned unchanged.
+
+    With an NVIDIA driver, a warning has the reason for the CPU.
+    """
     if name != "auto":
         return name
-    return "cuda" if _driver_has_gpu() and _torch_has_cuda() else "cpu"
-
-
-def _driver_has_gpu() -> bool:
-    """Queries the CUDA driver: the same query through torch would cost its import on every machine without a GPU."""
-    from ctypes import CDLL, byref, c_int
-
-    try:
-        driver, count = CDLL("libcuda.so.1"), c_int()
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(byref(count)) == 0 and count.value > 0
-    except (OSError, AttributeError):
-        return False
-
-
-def _torch_has_cuda() -> bool:
-    if find_spec("torch") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    driver = query_driver()
+    if driver is None:
+        return "cpu"
+    usable = driver.devices > 0 and not driver.error
+    if reason := cuda.obstacle(driver, query_torch() if usable else None):
+        logger.warning("falling back to the CPU: %s", reason)
+        return "cpu"
+    return "cuda"
 
 
 def lower_priority() -> None:

@@ -49,6 +49,7 @@ class OpenVINOEngine:
         if precision not in PRECISION_HINTS:
             raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
         self.precision = precision
+        self._sizes: list[int] = []
         self._detector = weights.ood_detector()
         self.streams = min(threads, MAX_STREAMS)
         model = build_model(weights, weights.card.activation_ranges if precision == "int8" else {})
@@ -67,19 +68,21 @@ class OpenVINOEngine:
             self._stream_requests.put(request)
 
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
+        count = len(images)
         request = self._all_cores_request if exclusive else self._stream_requests.get()
         try:
-            results = request.infer({0: images}, share_inputs=True)
-            probabilities: Array = results[0]
-            ood = self._detector.scores(probabilities, results[1]) if self._detector else None
+            results = request.infer({0: base.pad(images, self._sizes)}, share_inputs=True)
+            probabilities: Array = results[0][:count]
+            ood = self._detector.scores(probabilities, results[1][:count]) if self._detector else None
         finally:
             if not exclusive:
                 self._stream_requests.put(request)
-        return Output(probabilities, np.zeros(len(images), np.uint8), ood)
+        return Output(probabilities, np.zeros(count, np.uint8), ood)
 
     def prepare(self, sizes: Sequence[int], image: NDArray[np.uint8]) -> None:
         with _low_priority_thread() as thread:
             thread.submit(base.prepare, self, sizes, image).result()
+        self._sizes = sorted(sizes)
 
     def memory(self) -> None:
         return None

@@ -67,6 +67,10 @@ class Batcher(Generic[Item, Result]):
             thread.start()
 
     @property
+    def max_batch(self) -> int:
+        return self._sizes[-1]
+
+    @property
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 

@@ -17,9 +17,11 @@ SliceResult = tuple[BatchSlice[Item, Result], Sequence[Result] | Exception]
 logger = logging.getLogger(__name__)
 
 
-def batch_sizes(largest: int) -> list[int]:
+def batch_sizes(largest: int, per_octave: int = 2) -> list[int]:
     """1, 2, 3, 4, 6, 8, 12 and so on up to `largest`: few enough to prepare, dense enough to leave little waiting."""
-    sizes = {2**k * part // 2 for k in range(largest.bit_length()) for part in (2, 3)}
+    sizes = {
+        2**k * (per_octave + part) // per_octave for k in range(largest.bit_length()) for part in range(per_octave)
+    }
     return sorted({size for size in sizes if size <= largest} | {largest})
 
 

@@ -4,12 +4,13 @@ import threading
 from collections.abc import Sequence
 from heapq import nlargest
 from itertools import repeat
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines import Engine, verify_references
+from app.engines import Engine, Output, verify_references
 from app.model.ood import is_ood
 from app.model.preprocessing import DecodedImage
 from app.model.weights import Weights
@@ -37,6 +38,7 @@ class Classifier:
     def __init__(self, weights: Weights, engine: Engine, batch_sizes: Sequence[int]) -> None:
         self.weights = weights
         self.engine = engine
+        self.batch_sizes = batch_sizes
         self.users = 0
         self._streams = threading.Semaphore(engine.streams)  # a predecessor's engine may have had more
         engine.prepare(batch_sizes, weights.reference_images[0])
@@ -51,16 +53,28 @@ class Classifier:
 
     def __call__(self, items: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
         """The scores of each image; raises ArithmeticError if any is not finite. `exclusive` goes to the engine."""
-        with self._streams:
-            probabilities, stages, ood = self.engine(np.stack([image.pixels for image in items]), exclusive)
+        probabilities, stages, ood = self.run(np.stack([image.pixels for image in items]), exclusive)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the network returned non-finite probabilities")
         scores = repeat(None, len(items)) if ood is None else ood.tolist()
         return [Scores(*each) for each in zip(probabilities, stages.tolist(), scores, strict=True)]
 
+    def run(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
+        """Images uint8 [N, S, S, 3] on the engine; waits for one of its streams."""
+        with self._streams:
+            return self.engine(images, exclusive)
+
     def verify(self) -> None:
         """Raises WeightsError if the engine no longer reproduces the reference outputs, or what the engine raises."""
         verify_references(self.engine, self.weights)
+
+    def measure_rate(self) -> float:
+        """Images/s of one pass of the largest batch size."""
+        image = self.weights.reference_images[:1]
+        images = image.repeat(max(self.batch_sizes), 0)
+        start = perf_counter()
+        self.engine(images)
+        return len(images) / (perf_counter() - start)
 
     def card(self) -> dict[str, Any]:
         """What `GET /model` shows: the file's card and how it is served."""

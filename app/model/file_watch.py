@@ -7,11 +7,11 @@ Fingerprint = tuple[int, ...]
 
 
 class FileWatch:
-    """Compares the file with the one at construction, and after a reported change with that one."""
+    """Compares the file with the one at construction, or `first`, and after a reported change with that one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first: Fingerprint | None = None) -> None:
         self._path = path
-        self._reported = self._seen = fingerprint(path)
+        self._reported = self._seen = first or fingerprint(path)
 
     def changed(self) -> bool:
         """Whether another file is there. True once for each, after it was the same in two successive calls.

@@ -17,8 +17,6 @@ from app.state import State
 MAX_BODY_BYTES = 10_000
 NEEDS_KEYS = "Loading needs an API key, and this service has none: set THIRTYTWO_API_KEYS or THIRTYTWO_API_KEYS_FILE."
 
-ONE_PROCESS = "The shadow is promoted with one worker only; move its file to the path of the weights instead."
-
 
 async def load(scope: Scope, receive: Receive, service: State, name: str) -> dict[str, Any]:
     """The model that serves afterwards; raises a RequestError or an HTTPException if the file cannot be served."""
@@ -44,8 +42,6 @@ async def _load(service: State, version: str | None) -> Outcome:
     shadow = service.pipeline.shadow
     if shadow is None or shadow.classifier is None or version != shadow.classifier.weights.version:
         return await service.repository.load(version)
-    if service.settings.workers > 1:
-        raise HTTPException(501, ONE_PROCESS)
     return await service.repository.promote(shadow)
 
 

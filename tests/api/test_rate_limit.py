@@ -153,5 +153,4 @@ def test_only_the_caller_over_its_share_gets_429(tiny_weights: Path, cat: bytes)
 def test_a_request_of_the_most_files_fits_any_share(
     max_queue: int, max_files: int, share: float, expected: tuple[int, int]
 ) -> None:
-    settings = Settings(max_queue=max_queue, max_files=max_files, max_queue_share=share)
-    assert queue_shares(settings) == expected
+    assert queue_shares(max_queue, max_files, share) == expected

@@ -90,6 +90,8 @@ def test_services_are_locked_down_and_reserve_a_gpu() -> None:
     without = compose("docker-compose.cpu.yml")
     assert {name: service["deploy"] for name, service in without.items()} == dict.fromkeys(ours, "reset")
     assert without["thirtytwo"]["build"]["args"] == {"VARIANT": "cpu"}
+    assert compose()["thirtytwo"]["environment"] == {"THIRTYTWO_DEVICE": "${THIRTYTWO_DEVICE:-cuda}"}
+    assert without["thirtytwo"]["environment"] == {"THIRTYTWO_DEVICE": "${THIRTYTWO_DEVICE:-cpu}"}
 
 
 def test_stop_grace_period_exceeds_the_shutdown_timeout() -> None:

@@ -12,9 +12,10 @@ from app.errors import WeightsError
 from app.inference.classifier import Classifier
 from app.inference.pipeline import Deadline, Pipeline
 from app.inference.repository import Outcome, Repository
-from app.lifespan import build_pipeline, classifier_of, load_engine
+from app.lifespan import build_pipeline
 from app.model.weights import Weights
 from app.settings import Settings
+from app.sources import classifier_of, load_engine
 from tests.conftest import untrained
 from tests.support.images import LARGE, SMALL
 

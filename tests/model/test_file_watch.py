@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.model.file_watch import FileWatch
+from app.model.file_watch import FileWatch, fingerprint
 
 
 @pytest.fixture
@@ -55,6 +55,14 @@ def test_a_config_map_update_is_reported(tmp_path: Path) -> None:
     (tmp_path / "..data_tmp").symlink_to("..two")
     os.replace(tmp_path / "..data_tmp", tmp_path / "..data")
     assert changes(watch) == [False, True, False, False]
+
+
+def test_a_change_before_the_watch_is_reported(file: Path) -> None:
+    """The engine process has read the file before the front end starts."""
+    read = fingerprint(file)
+    file.write_bytes(b"newer")
+    assert changes(FileWatch(file, read)) == [False, True, False, False]
+    assert changes(FileWatch(file, fingerprint(file))) == [False] * 4
 
 
 def test_a_missing_file_is_no_change_until_it_is_back(file: Path) -> None:

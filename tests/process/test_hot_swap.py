@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.model import weights
 from app.settings import Settings
 from tests.conftest import CLASSES, EXAMPLES, serving, untrained, write
-from tests.support.subprocesses import process, wait_until
+from tests.support.subprocesses import children, front_ends, process, wait_until
 
 KEY = {"x-api-key": "secret"}
 LOAD = "/v2/repository/models/{}/load"
@@ -252,10 +252,67 @@ def test_every_worker_follows(versions: list[Version], tmp_path: Path, trigger: 
 
 
 @pytest.mark.slow
-def test_a_shutdown_during_a_load_is_graceful(versions: list[Version], tmp_path: Path) -> None:
+def test_front_ends_lose_no_request_while_models_change(versions: list[Version], tmp_path: Path) -> None:
     path = tmp_path / "served.safetensors"
     replace(path, versions[0])
-    with process(path) as (running, _):
+    environment = {**os.environ, "THIRTYTWO_WEIGHTS_POLL_S": "0.05", "THIRTYTWO_MAX_QUEUE": "1024"}
+    with process(path, "--workers", "2", env=environment) as (running, url):
+        traffic = Traffic(httpx.URL(url), versions)
+        for version in versions[1:] * 2 + [versions[0]]:
+            replace(path, version)
+            wait_until(lambda version=version: all_serve(url, version))
+            time.sleep(0.2)
+        sent, answered = traffic.stop()
+        assert sent == answered > 30
+        assert traffic.seen == {each.version for each in versions}
+        with httpx.Client(base_url=url) as client:
+            assert loads(client) == {"success": 2 * 5}
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_bad_file_leaves_the_model_of_front_ends(versions: list[Version], tmp_path: Path) -> None:
+    path = tmp_path / "served.safetensors"
+    replace(path, versions[0])
+    environment = {**os.environ, "THIRTYTWO_API_KEYS": "secret", "THIRTYTWO_WEIGHTS_POLL_S": "0.1"}
+    with process(path, "--workers", "2", env=environment) as (running, url), httpx.Client(base_url=url) as client:
+        path.write_bytes(versions[1].path.read_bytes()[:1000])
+        wait_until(lambda: loads(client) == {"failure": 2})
+        refused = client.post(LOAD.format("served"), headers=KEY)
+        assert (refused.status_code, versions[0].version in refused.json()["error"]) == (400, True)
+        assert predict(client).json()["model"]["version"] == versions[0].version
+        replace(path, versions[1])
+        wait_until(lambda: all_serve(url, versions[1]))
+        running.terminate()
+        assert running.wait(30) == 0
+        log = running.stderr.read()
+        assert log.count(f"{versions[0].version} stays: ") == 3, log
+        assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_front_end_that_is_restarted_gets_the_new_model(versions: list[Version], tmp_path: Path) -> None:
+    path = tmp_path / "served.safetensors"
+    replace(path, versions[0])
+    with process(path, "--workers", "2", env={**os.environ, "THIRTYTWO_WEIGHTS_POLL_S": "0.1"}) as (running, url):
+        replace(path, versions[1])
+        wait_until(lambda: all_serve(url, versions[1]))
+        before = front_ends(running.pid)
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(front_ends(running.pid)) == 2 and before[0] not in front_ends(running.pid))
+        time.sleep(2)
+        assert all_serve(url, versions[1])
+        replace(path, versions[2])
+        wait_until(lambda: all_serve(url, versions[2]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_shutdown_during_a_load_is_graceful(versions: list[Version], tmp_path: Path, workers: str) -> None:
+    path = tmp_path / "served.safetensors"
+    replace(path, versions[0])
+    with process(path, "--workers", workers) as (running, _):
         replace(path, versions[1])
         running.send_signal(signal.SIGHUP)
         time.sleep(0.1)
@@ -269,11 +326,14 @@ def resident_mb(pid: int) -> float:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_loads(versions: list[Version], tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_memory_does_not_grow_with_the_number_of_loads(versions: list[Version], tmp_path: Path, workers: str) -> None:
     path = tmp_path / "served.safetensors"
     replace(path, versions[0])
     environment = {**os.environ, "THIRTYTWO_API_KEYS": "secret", "THIRTYTWO_WEIGHTS_POLL_S": "0"}
-    with process(path, env=environment) as (running, url), httpx.Client(base_url=url, timeout=60) as client:
+    flags = path, "--workers", workers
+    with process(*flags, env=environment) as (running, url), httpx.Client(base_url=url, timeout=60) as client:
+        pids = children(running.pid) or [running.pid]
 
         def load(times: int) -> float:
             for version in itertools.islice(itertools.cycle(versions[1:]), times):
@@ -281,7 +341,7 @@ def test_memory_does_not_grow_with_the_number_of_loads(versions: list[Version], 
                 assert client.post(LOAD.format("served"), headers=KEY).status_code == 200
                 predict(client)
             time.sleep(0.5)
-            return resident_mb(running.pid)
+            return sum(map(resident_mb, pids))
 
         before, after = load(10), load(30)
         assert after - before < 15, (before, after)

@@ -9,7 +9,7 @@ import pytest
 from app.model import weights
 from app.settings import Settings
 from tests.conftest import EXAMPLES, serving, untrained, write
-from tests.support.subprocesses import wait_until
+from tests.support.subprocesses import fails, wait_until
 
 KEY = {"x-api-key": "secret"}
 LOAD = "/v2/repository/models/served/load"
@@ -95,9 +95,6 @@ def test_a_bad_candidate_leaves_the_service_without_shadow(served: Path, candida
         wait_until(lambda: shadow(client) is not None)
 
 
-def test_several_workers_promote_no_shadow(served: Path, candidate: Path) -> None:
-    with serving(settings(served, shadow_weights=candidate, workers=2)) as client:
-        wait_until(lambda: shadow(client) is not None)
-        parameters = {"parameters": {"version": weights.load(candidate).version}}
-        response = client.post(LOAD, headers=KEY, json=parameters)
-        assert (response.status_code, "one worker only" in response.json()["error"]) == (501, True)
+def test_several_processes_run_no_shadow(served: Path, candidate: Path) -> None:
+    log = fails("--weights", str(served), "--shadow-weights", str(candidate), "--workers", "2", "--port", "0")
+    assert log.strip().endswith("THIRTYTWO_SHADOW_WEIGHTS needs one HTTP process; THIRTYTWO_WORKERS is 2.")

@@ -1,6 +1,6 @@
 """The service with an engine that fails on request.
 
-As a subprocess: `python -m tests.support.fault_injection FAULT WEIGHTS PORT`. In a test: `load`.
+As a subprocess: `python -m tests.support.fault_injection FAULT WEIGHTS PORT [WORKERS]`. In a test: `load`.
 
 A white image triggers the fault; other images get the real engine's results.
 """
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import uvicorn
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from app.application import create_app
 from app.engines import Engine, Output
+from app.errors import DeviceLostError
 from app.http.http_protocol import Protocol
-from app.lifespan import LoadEngine, load_engine
 from app.model.weights import Weights
 from app.process.server import Server, listen
+from app.process.supervisor import Supervisor
 from app.settings import Settings
+from app.sources import LoadEngine, load_engine
 from app.telemetry import logs
 
 
@@ -78,22 +81,33 @@ class FaultyEngine:
         return self._real.memory()
 
 
-def load(fault: Fault) -> LoadEngine:
-    def load_faulty(weights: Weights, settings: Settings) -> Engine:
-        return FaultyEngine(load_engine(weights, settings), fault)
+def lost(probabilities: NDArray[np.float32], white: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if white.any():
+        raise DeviceLostError("CUDA error: device-side assert triggered")
+    return probabilities
 
-    return load_faulty
+
+def load(fault: Fault) -> LoadEngine:
+    return partial(_load_faulty, fault)
+
+
+def _load_faulty(fault: Fault, weights: Weights, settings: Settings) -> Engine:
+    return FaultyEngine(load_engine(weights, settings), fault)
 
 
 def main() -> None:
     fault, weights, port = globals()[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+    workers = int(sys.argv[4]) if len(sys.argv) > 4 else 1
     os.environ.setdefault("THIRTYTWO_INFERENCE_TIMEOUT_S", "0.5")
-    app = create_app(Settings(weights=weights, max_batch=16), load(fault))
-    log_config = logs.config("info", "text")
-    config = uvicorn.Config(
-        app, http=Protocol, lifespan="on", log_config=log_config, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S
-    )
-    Server(config).run(listen("127.0.0.1", port))
+    settings = Settings(weights=weights, max_batch=16)
+    sockets, log_config = listen("127.0.0.1", port), logs.config("info", "text")
+    options = {"http": Protocol, "lifespan": "on", "log_config": log_config}
+    options |= {"timeout_graceful_shutdown": SHUTDOWN_TIMEOUT_S}
+    if workers == 1:
+        Server(uvicorn.Config(create_app(settings, load(fault)), **options)).run(sockets)
+        return
+    config = uvicorn.Config(partial(create_app, settings), factory=True, workers=workers, **options)
+    Supervisor(config, sockets, settings, load(fault)).run()
 
 
 if __name__ == "__main__":

@@ -64,9 +64,31 @@ def fails(*flags: str, **environment: str) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """The worker processes of a supervisor, without the resource tracker of multiprocessing."""
+    """The processes of a supervisor, without the resource tracker of multiprocessing."""
     started = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in started if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in started if b"spawn_main" in _read(child, "cmdline")]
+
+
+def engine_processes(pid: int) -> list[int]:
+    """Those children of a supervisor that have loaded an engine library."""
+    return [child for child in children(pid) if b"libopenvino.so" in _read(child, "maps")]
+
+
+def front_ends(pid: int) -> list[int]:
+    return [child for child in children(pid) if child not in engine_processes(pid)]
+
+
+def named_shared_memory() -> set[str]:
+    """Segments that would outlast their processes, under the names that this service and multiprocessing use."""
+    prefixes = ("thirtytwo", "psm_", "pymp-", "sem.mp-")
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(prefixes)}  # noqa: S108
+
+
+def _read(pid: int, file: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    except OSError:  # it has exited
+        return b""
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:

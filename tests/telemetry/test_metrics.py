@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.engines import Engine, Output
-from app.lifespan import load_engine
 from app.model.weights import Weights
 from app.settings import Settings
+from app.sources import load_engine
 from tests.conftest import CLASSES, EXAMPLES, serving
 
 Start = Callable[..., httpx.Client]

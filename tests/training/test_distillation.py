@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from app import engines
-from app.errors import DataError
+from app.errors import DataError, DeviceError
 from app.model import weights
 from tests.conftest import CLASSES
 from training import distillation, metrics
@@ -42,6 +42,11 @@ def test_cached_teacher_averages_six_views_once(sharpened_weights: Path) -> None
     predict = partial(metrics.predict, engines.load(loaded))
     expected = (metrics.flip_translate_tta(predict, IMAGES) / 2).softmax(1)
     torch.testing.assert_close(teacher(INDEX, torch.zeros(0)), expected[INDEX])
+
+
+def test_teacher_runs_on_the_given_device(tiny_weights: Path) -> None:
+    with pytest.raises(DeviceError, match="cuda:63 is not available here"):
+        distillation.load_teacher(Recipe(teacher=str(tiny_weights)), CLASSES, IMAGES, "cuda:63")
 
 
 def test_online_teacher_is_uncalibrated_and_sees_the_batch(sharpened_weights: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from app import engines
-from app.errors import SettingsError, WeightsError
+from app.errors import DeviceError, SettingsError, WeightsError
 from app.model import weights
 from tests.support.training import SMALL_RECIPE, full_disk, shades
 from training import export, metrics, train
@@ -31,18 +31,26 @@ def test_exported_file_is_served_with_the_recorded_results(tmp_path: Path, netwo
     card = export.build_card("x", dataset(test), SMALL_RECIPE, network)
     _, probabilities = export.export(tmp_path / "x.safetensors", card, test, val, network, training_s=1.6)
     loaded = weights.load(tmp_path / "x.safetensors")
-    assert loaded.card.results.keys() == {"training_s", "commit", "machine"} | {
+    assert loaded.card.results.keys() == {"training_s", "commit", "machine", "engine"} | {
         f"{split}_{name}"
         for split in ("val", "test")
         for name in ("images", "accuracy", "accuracy_interval", "calibration_error")
     }
     assert loaded.card.results["training_s"] == 2
+    engine = engines.load(loaded)
+    assert loaded.card.results["engine"] == f"openvino on cpu in {engine.precision}"
     assert loaded.card.activation_ranges.keys() == {f"groups.{g}.convs.{i}" for g in range(3) for i in range(2)}
     assert torch.equal(metrics.predict(engines.load(loaded), test.images), probabilities)
     assert loaded.card.test_accuracy == pytest.approx(metrics.accuracy(probabilities, test.labels), abs=1e-6)
     stored = loaded.state["groups.1.convs.1.weight"], loaded.state["whiten.weight"]
     assert [tensor.dtype for tensor in stored] == [np.int8, np.float16]
     assert np.array_equal(loaded.reference_images, val.images[:3].numpy())
+
+
+def test_export_uses_the_given_device(tmp_path: Path, network: nn.Module) -> None:
+    card = export.build_card("x", dataset(), SMALL_RECIPE, network)
+    with pytest.raises(DeviceError, match="cuda:63 is not available here"):
+        export.export(tmp_path / "x.safetensors", card, EMPTY, shades(45), network, 1, "cuda:63")
 
 
 def test_validation_images_stand_in_without_test_images(tmp_path: Path, network: nn.Module) -> None:

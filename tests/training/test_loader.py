@@ -1,3 +1,4 @@
+import hashlib
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,18 @@ def numbered(count: int) -> Split:
     """Images of the same pixels, each with its own label."""
     image = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Split(image.expand(count, -1, -1, -1).contiguous(), torch.arange(count))
+
+
+def test_batches_are_those_of_earlier_versions() -> None:
+    """Choices and pixels of a seed must not change: a resumed run continues with them."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    digest = hashlib.sha256()
+    for changes in ({}, {"cutout": 0, "random_crop_padding": 2, "hflip": False}):
+        for epoch in (0, 1):
+            for batch in Loader(Split(images, torch.arange(40)), Recipe(batch_size=16, **changes)).epoch(epoch):
+                digest.update(batch.images.numpy().tobytes() + batch.labels.numpy().tobytes())
+    assert digest.hexdigest() == "17b1775e71450f1ec0e161e3bb127df1d5a86b5324862044feb6f560aa1e0116"
 
 
 def test_processes_split_each_batch() -> None:

@@ -1,0 +1,102 @@
+"""Where a model comes from: the weights file of the settings, or the engine process that has loaded it."""
+
+from collections.abc import Callable
+from socket import socket
+from typing import Protocol
+
+from uvicorn.config import STARTUP_FAILURE
+
+from app import defaults, engines
+from app.engines import Engine, remote
+from app.engines.remote import RemoteEngine
+from app.errors import DeviceError, DeviceLostError, SettingsError
+from app.inference.bisection import batch_sizes
+from app.inference.classifier import Classifier
+from app.model import weights
+from app.model.file_watch import Fingerprint, fingerprint
+from app.model.weights import Weights
+from app.settings import PREFIX, Settings
+
+LoadEngine = Callable[[Weights, Settings], Engine]
+
+
+class Source(Protocol):
+    """All methods block. `build` is called with what `read` returned; it may return a later file's model."""
+
+    def start(self) -> tuple[Classifier, Fingerprint | None]:
+        """The first model, and its file before it was read."""
+        ...
+
+    def read(self) -> Weights: ...
+
+    def build(self, file: Weights) -> Classifier: ...
+
+
+class FileSource:
+    """The settings' file on the settings' engine; raises WeightsError or SettingsError."""
+
+    def __init__(self, settings: Settings, load_engine: LoadEngine, sizes_per_octave: int = 2) -> None:
+        self._settings = settings
+        self._load_engine = load_engine
+        self._sizes_per_octave = sizes_per_octave
+
+    def start(self) -> tuple[Classifier, Fingerprint | None]:
+        file = self.fingerprint()
+        return self.build(self.read()), file
+
+    def fingerprint(self) -> Fingerprint | None:
+        return fingerprint(self._settings.weights)
+
+    def read(self) -> Weights:
+        return weights.load(self._settings.weights)
+
+    def build(self, file: Weights) -> Classifier:
+        return classifier_of(file, self._settings, self._load_engine, self._sizes_per_octave)
+
+
+class EngineProcessSource:
+    """The model of the engine process; raises WeightsError with its reason, or DeviceLostError if it exits."""
+
+    def __init__(self, link: socket, exit_process: Callable[[int], None]) -> None:
+        self._link = link
+        self._exit_process = exit_process
+
+    def start(self) -> tuple[Classifier, Fingerprint | None]:
+        """Without a log line of its own if the engine process exits before: that process has logged the cause."""
+        try:
+            engine = RemoteEngine(self._link)
+        except DeviceLostError:
+            self._exit_process(STARTUP_FAILURE)
+            raise
+        return _remote_classifier(engine), engine.fingerprint
+
+    def read(self) -> Weights:
+        return remote.load(self._link)
+
+    def build(self, file: Weights) -> Classifier:
+        return _remote_classifier(RemoteEngine(self._link))
+
+
+def _remote_classifier(engine: RemoteEngine) -> Classifier:
+    return Classifier(engine.weights, engine, range(1, engine.max_batch + 1))  # the engine process chooses the sizes
+
+
+def load_engine(weights: Weights, settings: Settings) -> Engine:
+    """The engine that the settings name. Raises WeightsError or DeviceError."""
+    options = settings.device, settings.threads, settings.engine, settings.precision, settings.early_exit
+    return engines.load(weights, *options)
+
+
+def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
+    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
+    return classifier_of(weights.load(settings.weights), settings, load_engine)
+
+
+def classifier_of(file: Weights, settings: Settings, load_engine: LoadEngine, sizes_per_octave: int = 2) -> Classifier:
+    """The file on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
+    try:
+        engine = load_engine(file, settings)
+        largest = defaults.max_batch(settings.max_batch, engine.device)
+        return Classifier(file, engine, batch_sizes(largest, sizes_per_octave))
+    except DeviceError as error:
+        raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
