@@ -9,12 +9,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 import uvloop
+from numpy.typing import NDArray
 
 from app import engines
 from app.api.uploads import FormParser
@@ -52,10 +54,12 @@ def component_costs(files: list[File], seconds: float = 2.0) -> ComponentCosts:
     bodies = [form([file]).partition(b"\r\n\r\n")[2] for file in files]
     settings = Settings()
     engine = engines.load(weights.load(settings.weights), "cpu")
-    image = np.zeros((1, LIMITS.size, LIMITS.size, 3), np.uint8)
+    images = np.stack([decode(data, LIMITS).pixels for _, data in files])
+    order = cycle(range(len(images)))
 
     async def infer() -> None:
-        engine(image)
+        index = next(order)
+        engine(images[index : index + 1])
 
     return ComponentCosts(
         cpu_us(lambda i: _parse(bodies[i % len(bodies)], settings)),
@@ -64,8 +68,8 @@ def component_costs(files: list[File], seconds: float = 2.0) -> ComponentCosts:
         uvloop.run(_hand_over_us()),
         engine.name,
         engine.precision,
-        throughput.measure(engine, LIMITS.size, BATCH_SIZES, seconds),
-        _concurrent_throughput(engine, seconds),
+        throughput.measure(engine, images, BATCH_SIZES, seconds),
+        _concurrent_throughput(engine, images, seconds),
     )
 
 
@@ -123,12 +127,10 @@ async def _hand_over_us() -> float:
         batcher.close(0)
 
 
-def _concurrent_throughput(engine: engines.Engine, seconds: float) -> dict[int, float]:
+def _concurrent_throughput(engine: engines.Engine, images: NDArray[np.uint8], seconds: float) -> dict[int, float]:
     call = partial(engine, exclusive=engine.streams == 1)
     with ThreadPoolExecutor(engine.streams) as pool:
-        futures = [
-            pool.submit(throughput.measure, call, LIMITS.size, BATCH_SIZES, seconds) for _ in range(engine.streams)
-        ]
+        futures = [pool.submit(throughput.measure, call, images, BATCH_SIZES, seconds) for _ in range(engine.streams)]
         rates = [future.result() for future in futures]
     return {size: sum(rate[size] for rate in rates) for size in BATCH_SIZES}
 

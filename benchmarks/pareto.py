@@ -40,7 +40,7 @@ def measure(file: Path, seconds: float) -> Point:
     split = "val" if "val_accuracy" in results else "holdout"  # the name in files from before 0.1
     if f"{split}_accuracy" not in results:
         raise WeightsError(f"{file} has no validation accuracy on its card.")
-    rates = throughput.measure(engines.load(loaded), card.input_size, BATCHES, seconds)
+    rates = throughput.measure(engines.load(loaded), throughput.noise(card.input_size), BATCHES, seconds)
     low, high = results[f"{split}_accuracy_interval"]
     return Point(
         card.name,
