@@ -18,6 +18,7 @@ from app.model.quantization import quantize_weights
 from app.model.weights import SCALE, Tensors, Weights, save
 from training import calibration, metrics, provenance
 from training.data import Dataset, Split
+from training.ood import with_ood
 from training.recipe import Recipe
 
 RANGE_IMAGES = 512  # validation images for the int8 ranges; more change them by less than their grid of candidates
@@ -69,12 +70,14 @@ def export(
     network: nn.Module,
     training_s: float,
     device: str = "auto",
+    train: Split | None = None,
 ) -> tuple[Weights, Tensor]:
     """Writes the weights file, calibrated and evaluated on the engine that serves on the device; raises OSError.
 
-    The card's results name that engine, since calibration and accuracy differ between precisions. Returns the file's
-    contents, and its probabilities float32 [N, classes] for the test images, or without any for the validation images.
-    Test images are read once, after everything is chosen.
+    The card's results name that engine, since calibration and accuracy differ between precisions. With training images
+    the file gets an out-of-distribution score. Returns the file's contents, and its probabilities float32 [N, classes]
+    for the test images, or without any for the validation images. Test images are read once, after everything is
+    chosen.
     """
     results: dict[str, Any] = {
         "training_s": round(training_s),
@@ -89,6 +92,8 @@ def export(
     # Temperature and correction are fitted on the engine that serves: int8 changes confidence, too.
     temperature, correction = calibration.calibrate_probabilities(engines.load(weights, device), val)
     weights = calibration.with_card(weights, temperature=temperature, label_smoothing_correction=correction)
+    if train is not None:
+        weights = with_ood(weights, train, val)
     card, engine = weights.card, engines.load(weights, device)
     results["engine"] = provenance.engine(engine)
     probabilities = metrics.predict(engine, val.images)

@@ -16,8 +16,10 @@ from training.data import Dataset, Split
 from training.exits import choose_thresholds, reaching
 from training.export import RANGE_IMAGES, reference_images, split_results
 from training.linear_head import LinearHead
+from training.ood import with_ood
 from training.recipe import Recipe
 
+OOD_SHARE = 5  # one image of so many gives the quantiles of the out-of-distribution score
 MIN_EXIT = 0.9  # lowest confidence with which an image leaves before its flip: few images estimate no lower one
 
 
@@ -34,8 +36,8 @@ def compose(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head
         for key, value in split_results("val", _out_of_fold(head, temperatures), labels).items()
     }
     if not head.hflip:
-        return calibration.with_card(network, temperature=temperatures[0], results=results)
-    return _with_flip(network, head, temperatures, results)
+        return _with_ood(calibration.with_card(network, temperature=temperatures[0], results=results), train)
+    return _with_flip(_with_ood(network, train), head, temperatures, results)
 
 
 def cross_validated(head: LinearHead, card: ModelCard) -> torch.Tensor:
@@ -84,6 +86,13 @@ def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, hea
     )
     weights = Weights(card, state, reference_images(train), np.empty(0, np.float32), "")
     return calibration.with_card(weights, activation_ranges=_ranges(weights, backbone, train))
+
+
+def _with_ood(weights: Weights, train: Split) -> Weights:
+    """The weights with an out-of-distribution score, whose quantiles are of images that its statistics leave out."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    held_out = len(train) // OOD_SHARE
+    return with_ood(weights, train.select(order[held_out:]), train.select(order[:held_out]))
 
 
 def _ranges(weights: Weights, backbone: Weights, train: Split) -> dict[str, float]:

@@ -107,7 +107,7 @@ def _train_network(
         if not better:
             outputs.write_head(output, dataset, plan._replace(recipe=recipe.model_copy(update={"finetune": "head"})))
             return
-    _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds, str(device))
+    _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds, str(device), train)
     name, split = ("validation", val) if output.no_test else ("test", dataset.test)
     outputs.write_report(output, name, trainer.history, probabilities, split, dataset, plan)
 

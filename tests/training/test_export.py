@@ -9,8 +9,9 @@ from torch import nn
 from app import engines
 from app.errors import DeviceError, SettingsError, WeightsError
 from app.model import weights
+from app.model.ood import THRESHOLD
 from tests.support.training import SMALL_RECIPE, full_disk, shades
-from training import export, metrics, train
+from training import export, metrics, ood, train
 from training.data import Dataset, Split
 
 EMPTY = Split(torch.empty(0, 12, 12, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
@@ -45,6 +46,15 @@ def test_exported_file_is_served_with_the_recorded_results(tmp_path: Path, netwo
     stored = loaded.state["groups.1.convs.1.weight"], loaded.state["whiten.weight"]
     assert [tensor.dtype for tensor in stored] == [np.int8, np.float16]
     assert np.array_equal(loaded.reference_images, val.images[:3].numpy())
+
+
+def test_training_images_give_an_out_of_distribution_score(tmp_path: Path, network: nn.Module) -> None:
+    card = export.build_card("x", dataset(EMPTY), SMALL_RECIPE, network)
+    splits = EMPTY, shades(120, seed=2)
+    export.export(tmp_path / "x.safetensors", card, *splits, network, 1, train=shades(120, seed=3))
+    loaded = weights.load(tmp_path / "x.safetensors")
+    assert loaded.card.ood is not None
+    assert (ood.scores(loaded, splits[1].images) > THRESHOLD).sum() == 6
 
 
 def test_export_uses_the_given_device(tmp_path: Path, network: nn.Module) -> None:
