@@ -121,7 +121,7 @@ def _train(options: Options, what: str, folder: Path, launcher: list[str], *flag
     source, more = _folder(options, folder / "noise")
     small = ["--widths", "8,16,16", "--batch-size", "100"] if options.quick else []
     command = [*launcher, "--data", str(source), "--out", str(out), "--run-dir", str(folder / what), *more, *small]
-    command += ["--device", options.device, *flags]
+    command += ["--device", options.device, "--finetune", "none", "--overwrite", *flags]
     start = time.perf_counter()
     with guarded(what):
         done = subprocess.run(
