@@ -19,6 +19,7 @@ MAX_IMAGES = 8000  # training images of the statistics; 2,000 change the areas u
 MIN_IMAGES = 100  # training and validation images each; fewer determine no 95 % quantile
 DISTANCE_WEIGHT = 0.5  # standard deviations of the distance against one of the top probability
 QUANTILES = 101
+MIN_VARIANCE = 1e-8  # keeps the whitening within float16
 
 Array = NDArray[np.float32]
 
@@ -42,7 +43,7 @@ def with_ood(weights: Weights, train: Split, val: Split) -> Weights:
     statistics = fit_statistics(
         _features(network, train.images[sample]), train.labels[sample].numpy(), len(weights.card.classes)
     )
-    tensors = {WHITENING: statistics.whitening.astype(np.float16), MEANS: statistics.means.astype(np.float16)}
+    tensors = {WHITENING: statistics.whitening.astype(np.float16), MEANS: statistics.means}
 
     def calibrated(calibration: OodCalibration) -> Weights:
         card = weights.card.model_copy(update={"ood": calibration})
@@ -77,9 +78,9 @@ def fit_statistics(features: Array, labels: NDArray[np.int64], classes: int) -> 
     )
     covariance = LedoitWolf(assume_centered=True).fit(features - means[labels]).covariance_
     variances, directions = np.linalg.eigh(covariance)
-    floor = max(variances.max(), 1e-12) * 1e-6  # dead channels have no variance
+    floor = max(variances.max() * 1e-6, MIN_VARIANCE)  # dead channels have no variance
     whitening = (directions / np.sqrt(np.maximum(variances, floor))).T.astype(np.float32)
-    return Statistics(whitening, means @ whitening.T)
+    return Statistics(whitening, (means @ whitening.T).astype(np.float32))
 
 
 def scores(weights: Weights, images: torch.Tensor) -> Array:

@@ -92,3 +92,10 @@ def test_class_without_images_gets_the_mean_of_all() -> None:
     assert statistics.means[0] == pytest.approx(statistics.means[1], abs=1e-5)
     whitened = (features - features.mean(0)) @ statistics.whitening.T
     assert np.cov(whitened.T, bias=True) == pytest.approx(np.eye(3), abs=0.1)
+
+
+def test_constant_features_stay_within_float16() -> None:
+    features = np.full((200, 4), 3.0, np.float32)
+    statistics = ood.fit_statistics(features, np.zeros(200, np.int64), 2)
+    assert np.isfinite(statistics.whitening.astype(np.float16)).all()
+    assert np.isfinite(statistics.means).all()
