@@ -11,7 +11,7 @@ from app import engines
 from app.engines.pytorch import load_network
 from app.model.networks import ConvNet
 from app.model.ood import MEANS, TENSORS, WHITENING, OodCalibration
-from app.model.weights import Weights
+from app.model.weights import Tensors, Weights
 from training.data import Split
 from training.metrics import ENGINE_BATCH
 
@@ -43,7 +43,7 @@ def with_ood(weights: Weights, train: Split, val: Split) -> Weights:
     statistics = fit_statistics(
         _features(network, train.images[sample]), train.labels[sample].numpy(), len(weights.card.classes)
     )
-    tensors = {WHITENING: statistics.whitening.astype(np.float16), MEANS: statistics.means}
+    tensors: Tensors = {WHITENING: statistics.whitening.astype(np.float16), MEANS: statistics.means}
 
     def calibrated(calibration: OodCalibration) -> Weights:
         card = weights.card.model_copy(update={"ood": calibration})
