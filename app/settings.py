@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FilePath, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.errors import SettingsError
 from app.model.weights import BUNDLED
@@ -33,18 +32,6 @@ GROUPS = {  # by the first setting of each
 }
 
 logger = logging.getLogger(__name__)
-
-
-class DeprecatedEnvironment(PydanticBaseSettingsSource):
-    """Values of variables under their old names; a variable under its new name has precedence."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Required by the base class; `__call__` reads all variables at once."""
-        raise NotImplementedError
-
-    def __call__(self) -> dict[str, Any]:
-        given = {name.upper(): value for name, value in os.environ.items() if value}
-        return {new.lower(): given[PREFIX + old] for old, new in DEPRECATED.items() if PREFIX + old in given}
 
 
 class Settings(BaseSettings):
@@ -151,7 +138,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, DeprecatedEnvironment(settings_cls)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, deprecated_values(os.environ))
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
@@ -171,6 +158,12 @@ class Settings(BaseSettings):
             missing = "tls_key" if self.tls_cert else "tls_cert"
             raise ValueError(f"{_variable(missing)} is missing: HTTPS needs a certificate and a key")
         return self
+
+
+def deprecated_values(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Values of variables under their old names, by field; a variable under its new name has precedence."""
+    given = {name.upper(): value for name, value in environment.items() if value}
+    return {new.lower(): given[PREFIX + old] for old, new in DEPRECATED.items() if PREFIX + old in given}
 
 
 def load() -> Settings:

@@ -57,7 +57,7 @@ def load(path: Path) -> State:
 def check_fingerprint(state: State, current: Mapping[str, Any]) -> None:
     """Raises DataError, which names the difference, where the checkpoint is of other data than `current`.
 
-    Checkpoints from before 0.5 have no fingerprint.
+    Checkpoints of 0.1 and before have no fingerprint.
     """
     for name, was in state.get("fingerprint", {}).items():
         if (found := current.get(name)) != was:

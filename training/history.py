@@ -18,7 +18,7 @@ class Epoch(NamedTuple):
     loss: float
     train_accuracy: float
     val_accuracy: float
-    val_loss: float = math.nan  # mean cross-entropy; missing in checkpoints from before 0.5
+    val_loss: float = math.nan  # mean cross-entropy; missing in checkpoints of 0.1 and before
 
 
 class MetricsLogger:

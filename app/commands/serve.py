@@ -75,8 +75,9 @@ def server_config(config: Settings) -> uvicorn.Config:
         http=Protocol,
         lifespan="on",
         ws="none",
-        timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]  # passed to loop.call_later
-        timeout_graceful_shutdown=config.shutdown_timeout_s,  # type: ignore[arg-type]  # read by `Server`
+        # both are typed as int; `Protocol` and `Server` read them, and a fraction of a second is valid
+        timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=config.shutdown_timeout_s,  # type: ignore[arg-type]
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 
 import numpy as np
 
@@ -97,14 +98,12 @@ def release_cache(device: str) -> None:
 
 def _load_fastest(weights: Weights, device: str, threads: int, precisions: Sequence[str], early_exit: bool) -> Engine:
     """OpenVINO in the first of these precisions that reproduces the references; raises the last one's WeightsError."""
-    for precision, slower in zip(precisions, [*precisions[1:], None], strict=True):
+    for precision, slower in pairwise(precisions):
         try:
             return _load("openvino", weights, device, threads, precision, early_exit)
         except ReferenceMismatch as error:
-            if slower is None:
-                raise
             logger.warning("falling back from %s to %s: %s", precision, slower, error)
-    raise AssertionError("no precision")
+    return _load("openvino", weights, device, threads, precisions[-1], early_exit)
 
 
 def _openvino_precisions(weights: Weights, precision: str) -> list[str]:

@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines.base import Engine, Output
+from app.engines.base import Engine, Output, pad
 from app.model.calibration import calibrated_softmax
 from app.model.card import Stage
 
@@ -80,11 +80,9 @@ class CascadeEngine:
         if stage.hflip:
             images = images[:, :, ::-1]
         sizes = self._passes[count] if count < len(self._passes) else [count]
-        if sum(sizes) > count:  # a size that is not prepared would be compiled now
-            images = np.concatenate([images, np.zeros((sum(sizes) - count, *images.shape[1:]), np.uint8)])
         network = self._networks[stage.network]
         starts = accumulate(sizes, initial=0)
-        parts = [np.ascontiguousarray(images[start : start + size]) for start, size in zip(starts, sizes, strict=False)]
+        parts = [pad(images[start : start + size], [size]) for start, size in zip(starts, sizes, strict=False)]
         outputs = [network(part, exclusive) for part in parts]
         ood = [output.ood for output in outputs if output.ood is not None]
         return Output(

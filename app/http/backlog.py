@@ -3,7 +3,9 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import cast
 
 import uvicorn
 
@@ -19,11 +21,9 @@ async def serve_backlog(server: uvicorn.Server) -> None:
 
 
 async def _serve(server: uvicorn.Server, connection: socket.socket) -> None:
-    def protocol() -> asyncio.Protocol:
-        return server.config.http_protocol_class(  # type: ignore[call-arg]
-            config=server.config, server_state=server.server_state, app_state=server.lifespan.state
-        )
-
+    # as in uvicorn's own `create_protocol`
+    build = cast(Callable[..., asyncio.Protocol], server.config.http_protocol_class)
+    protocol = partial(build, config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
     async with asyncio.timeout(HANDSHAKE_S):
         await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=server.config.ssl)
 

@@ -77,7 +77,7 @@ class Protocol(SequentialProtocol):
 
     # Half-closed connections
 
-    def eof_received(self) -> bool:  # type: ignore[override]
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's may return True; uvicorn's is typed as None
         """Keeps the connection for responses that are due, except with TLS, which has no half-closed connections."""
         self._wire.flush()
         is_due = self._is_answering or bool(self._buffer)

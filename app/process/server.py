@@ -81,6 +81,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._signals:
             left_s = self._exit_at - GRACE_S - time.monotonic()
+            # asyncio.wait_for, which uvicorn passes it to, has no need of an int
             self.config.timeout_graceful_shutdown = max(GRACE_S / 2, left_s)  # type: ignore[assignment]
         await serve_backlog(self)
         await super().shutdown(sockets)

@@ -24,7 +24,7 @@ ENGINE_EXIT_S = 2.0  # from the exit of the last front end to the engine process
 class Supervisor(Multiprocess):
     """`failed` is True once every worker has failed to start; no failed start is repeated until one has succeeded."""
 
-    processes: list[FrontEnd]  # type: ignore[assignment]
+    processes: list[FrontEnd]  # type: ignore[assignment]  # list is invariant; all of them are front ends
 
     def __init__(
         self,

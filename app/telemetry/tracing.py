@@ -1,7 +1,7 @@
 """OpenTelemetry traces, if the extra `otel` is installed and OTEL_* variables name a collector.
 
-The libraries' own middlewares record paths, queries and addresses of callers; these spans have the
-fields of the log only.
+The libraries' own middlewares record paths, queries and addresses of callers; these spans have the fields of the
+log only.
 """
 
 import asyncio

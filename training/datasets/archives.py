@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -87,14 +88,14 @@ def _members(archive: Path) -> Iterator[Member]:
             for info in content.infolist():
                 link = (info.external_attr >> 16) & 0o170000 == 0o120000
                 if not info.is_dir() and not link:
-                    yield Member(info.filename, info.file_size, lambda info=info: content.open(info))  # type: ignore[misc]
+                    yield Member(info.filename, info.file_size, partial(content.open, info))
     elif not tarfile.is_tarfile(archive):
         raise DataError(f"{archive.name} is neither a zip nor a tar file, or is broken.")
     else:
         with tarfile.open(archive) as content:
             for member in content:
                 if member.isreg():
-                    yield Member(member.name, member.size, lambda member=member: content.extractfile(member))  # type: ignore[misc]
+                    yield Member(member.name, member.size, partial(content.extractfile, member))
 
 
 def _safe(name: str, archive: Path) -> Path:
