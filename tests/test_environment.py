@@ -7,7 +7,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.subprocesses import command, free_port, process, wait_until, wait_until_ready
+from tests.support.subprocesses import command, faulty_process, free_port, process, wait_until
 
 pytestmark = pytest.mark.slow  # starts processes
 
@@ -115,15 +114,10 @@ def test_last_log_lines_are_written_at_exit(tiny_weights: Path, log_format: str)
 
 def test_pause_in_the_middle_of_a_batch_is_no_stall(tiny_weights: Path, cat: bytes) -> None:
     """As by `docker pause` or a snapshot: the batch began longer ago than the timeout, but not of running time."""
-    port = free_port()
-    slow = [sys.executable, "-m", "tests.support.fault_injection", "slow", str(tiny_weights), str(port)]
-    environment = os.environ | {"THIRTYTWO_INFERENCE_TIMEOUT_S": "2"}
     with (
-        subprocess.Popen(slow, stderr=subprocess.PIPE, text=True, env=environment) as running,
+        faulty_process("slow", tiny_weights, THIRTYTWO_INFERENCE_TIMEOUT_S="2") as (running, url),
         ThreadPoolExecutor(1) as pool,
     ):
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(running, url)
         files = [("file", ("cat.png", cat))] * 256  # 0.01 s each
         answer = pool.submit(lambda: httpx.post(f"{url}/predict", files=files, timeout=60))
         time.sleep(0.5)

@@ -3,8 +3,6 @@
 import asyncio
 import http.client
 import io
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ from app.settings import Settings
 from app.state import State
 from tests.conftest import EXAMPLES, serving
 from tests.support import fault_injection
-from tests.support.subprocesses import free_port, wait_until_ready
+from tests.support.subprocesses import faulty_process
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +91,7 @@ def test_no_answer_changes_by_a_bit_in_bad_company(tiny_weights: Path) -> None:
 def test_a_thread_that_hangs_or_dies_is_noticed_answered_for_and_ends_the_process(
     tiny_weights: Path, cat: bytes, white: bytes, fault: str
 ) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "tests.support.fault_injection", fault, str(tiny_weights), str(port)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(running, url)
+    with faulty_process(fault, tiny_weights) as (running, url):
         with httpx.Client(base_url=url, timeout=20) as client, ThreadPoolExecutor(8) as pool:
             begun = time.monotonic()
             answers = list(pool.map(lambda i: ask(client, white if i == 0 else cat), range(8)))

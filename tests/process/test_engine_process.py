@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,12 +18,12 @@ from tests.support.subprocesses import (
     children,
     engine_processes,
     fails,
+    faulty_process,
     free_port,
     front_ends,
     named_shared_memory,
     process,
     wait_until,
-    wait_until_ready,
 )
 
 pytestmark = pytest.mark.slow  # starts processes
@@ -59,21 +57,6 @@ def load(url: str, image: bytes, clients: int = 4) -> Iterator[Counter[int]]:
             stop.set()
         for sender in senders:
             sender.result()
-
-
-@contextmanager
-def faulty(fault: str, weights: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Two front ends before an engine with a fault."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.support.fault_injection", fault, str(weights), str(port), "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as running:
-        url = f"http://127.0.0.1:{port}"
-        try:
-            wait_until_ready(running, url)
-            yield running, url
-        finally:
-            running.kill()
-            running.communicate()
 
 
 def test_front_ends_load_no_engine_library(tiny_weights: Path, cat: bytes) -> None:
@@ -152,7 +135,7 @@ def test_stopped_service_leaves_no_process(tiny_weights: Path, cat: bytes) -> No
 def test_engine_process_outlasts_draining_front_ends(tiny_weights: Path) -> None:
     """Every process gets SIGTERM; the front ends still answer what they have accepted."""
     with (
-        faulty("slow", tiny_weights, THIRTYTWO_INFERENCE_TIMEOUT_S="60") as (running, url),
+        faulty_process("slow", tiny_weights, workers=2, THIRTYTWO_INFERENCE_TIMEOUT_S="60") as (running, url),
         ThreadPoolExecutor(4) as pool,
     ):
         files = [("file", ("x.png", WHITE))] * 64  # 0.01 s each
@@ -191,7 +174,7 @@ def test_engine_process_reports_batches_and_memory(tiny_weights: Path, cat: byte
     ],
 )
 def test_failed_engine_is_replaced(tiny_weights: Path, cat: bytes, fault: str, reason: str) -> None:
-    with faulty(fault, tiny_weights) as (running, url):
+    with faulty_process(fault, tiny_weights, workers=2) as (running, url):
         before = set(children(running.pid))
         assert ask(url, WHITE) == 503
         wait_until(lambda: not before & set(children(running.pid)) and ask(url, cat) == 200)
@@ -203,7 +186,7 @@ def test_failed_engine_is_replaced(tiny_weights: Path, cat: bytes, fault: str, r
 
 @pytest.mark.parametrize("fault", ["raising", "poisoned"])
 def test_bad_image_fails_alone_behind_front_ends(tiny_weights: Path, cat: bytes, fault: str) -> None:
-    with faulty(fault, tiny_weights) as (running, url), ThreadPoolExecutor(16) as pool:
+    with faulty_process(fault, tiny_weights, workers=2) as (running, url), ThreadPoolExecutor(16) as pool:
         before = set(children(running.pid))
         images = [WHITE if i % 8 == 3 else cat for i in range(48)]
         statuses = list(pool.map(lambda image: ask(url, image), images))

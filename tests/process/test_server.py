@@ -21,7 +21,7 @@ from PIL import Image
 from app.commands.serve import with_mapped
 from app.process.server import listen
 from tests.support.fault_injection import SHUTDOWN_TIMEOUT_S
-from tests.support.subprocesses import command, free_port, process, wait_until, wait_until_ready
+from tests.support.subprocesses import command, faulty_process, free_port, process, wait_until
 
 pytestmark = pytest.mark.slow  # starts processes
 
@@ -85,16 +85,11 @@ def test_unread_answers_do_not_outlast_the_shutdown_timeout(tiny_weights: Path) 
 
 
 def test_stalled_inference_does_not_outlast_the_shutdown_timeout(tiny_weights: Path, white: bytes) -> None:
-    port = free_port()
-    faulty = [sys.executable, "-m", "tests.support.fault_injection", "hanging", str(tiny_weights), str(port)]
-    environment = os.environ | {"THIRTYTWO_INFERENCE_TIMEOUT_S": "600"}
-    with subprocess.Popen(faulty, stderr=subprocess.PIPE, text=True, env=environment) as running:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(running, url)
+    with faulty_process("hanging", tiny_weights, THIRTYTWO_INFERENCE_TIMEOUT_S="600") as (running, url):
         head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(
             white
         )
-        with socket.create_connection(("127.0.0.1", port)) as connection:
+        with socket.create_connection(("127.0.0.1", port_of(url))) as connection:
             connection.sendall(head + white)
             time.sleep(0.5)
             start = time.monotonic()

@@ -28,10 +28,25 @@ def command(*flags: str) -> list[str]:
 def process(weights: Path, *flags: str, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The service as a ready subprocess, and its URL. `options` are those of Popen."""
     port = free_port()
-    running = subprocess.Popen(
-        command("--weights", str(weights), "--port", str(port), "--max-batch", "16", *flags),
-        **{"stderr": subprocess.PIPE, "text": True, **options},
-    )
+    line = command("--weights", str(weights), "--port", str(port), "--max-batch", "16", *flags)
+    with _ready(line, port, **options) as ready:
+        yield ready
+
+
+@contextmanager
+def faulty_process(
+    fault: str, weights: Path, workers: int = 1, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The service with an engine that has this fault, as a ready subprocess, and its URL."""
+    port = free_port()
+    line = [sys.executable, "-m", "tests.support.fault_injection", fault, str(weights), str(port), str(workers)]
+    with _ready(line, port, env={**os.environ, **environment}) as ready:
+        yield ready
+
+
+@contextmanager
+def _ready(line: list[str], port: int, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    running = subprocess.Popen(line, **{"stderr": subprocess.PIPE, "text": True, **options})
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(running, url)
