@@ -43,112 +43,70 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "thirtytwo_requests", "HTTP requests by route and status.", ["route", "status"], registry=self.registry
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self.requests = counter("thirtytwo_requests", "HTTP requests by route and status.", ["route", "status"])
+        self.latency = histogram(
+            "thirtytwo_request_duration_seconds", "From request head to last response byte.", ["route"]
         )
-        self.latency = Histogram(
-            "thirtytwo_request_duration_seconds",
-            "From request head to last response byte.",
-            ["route"],
-            buckets=SECONDS,
-            registry=self.registry,
+        self.queue = gauge(
+            "thirtytwo_queue_size", "Images that are being decoded or wait for a batch.", multiprocess_mode="livesum"
         )
-        self.queue = Gauge(
-            "thirtytwo_queue_size",
-            "Images that are being decoded or wait for a batch.",
-            multiprocess_mode="livesum",
-            registry=self.registry,
+        self.queue_limit = gauge(
+            "thirtytwo_queue_limit", "Queue size at which requests are rejected.", multiprocess_mode="livesum"
         )
-        self.queue_limit = Gauge(
-            "thirtytwo_queue_limit",
-            "Queue size at which requests are rejected.",
-            multiprocess_mode="livesum",
-            registry=self.registry,
-        )
-        self.queue_wait = Histogram(
-            "thirtytwo_queue_seconds",
-            "From the end of decoding to the first batch.",
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.decode = Histogram(
-            "thirtytwo_decode_seconds", "Decoding of all files of a request.", buckets=SECONDS, registry=self.registry
-        )
-        self.batch_size = Histogram(
-            "thirtytwo_batch_size", "Images per forward pass.", buckets=SIZES, registry=self.registry
-        )
-        self.model = Histogram(
-            "thirtytwo_inference_seconds", "Duration of one forward pass.", buckets=SECONDS, registry=self.registry
-        )
-        self.predictions = Counter(
-            "thirtytwo_predictions", "Predicted images by class.", ["label"], registry=self.registry
-        )
-        self.confidence = Counter(
+        self.queue_wait = histogram("thirtytwo_queue_seconds", "From the end of decoding to the first batch.")
+        self.decode = histogram("thirtytwo_decode_seconds", "Decoding of all files of a request.")
+        self.batch_size = histogram("thirtytwo_batch_size", "Images per forward pass.", buckets=SIZES)
+        self.model = histogram("thirtytwo_inference_seconds", "Duration of one forward pass.")
+        self.predictions = counter("thirtytwo_predictions", "Predicted images by class.", ["label"])
+        self.confidence = counter(
             "thirtytwo_confidence_sum",
             "Sum of the predicted classes' probabilities; divided by the predictions: mean confidence.",
             ["label"],
-            registry=self.registry,
         )
-        self.exits = Counter(
-            "thirtytwo_exits",
-            "Images by the stage of the cascade after which they left.",
-            ["stage"],
-            registry=self.registry,
+        self.exits = counter("thirtytwo_exits", "Images by the stage of the cascade after which they left.", ["stage"])
+        self.ood = counter(
+            "thirtytwo_ood", "Images whose out-of-distribution score is above 0.95; 5 % of validation images are."
         )
-        self.ood = Counter(
-            "thirtytwo_ood",
-            "Images whose out-of-distribution score is above 0.95; 5 % of validation images are.",
-            registry=self.registry,
-        )
-        self.expected_exit_share = Gauge(
+        self.expected_exit_share = gauge(
             "thirtytwo_expected_exit_share",
             "Share of validation images that left the cascade after this stage; absent for a single network.",
             ["stage"],
             multiprocess_mode="livemostrecent",
-            registry=self.registry,
         )
-        self.rejections = Counter(
-            "thirtytwo_rejections", "Rejected files and requests by problem type.", ["reason"], registry=self.registry
+        self.rejections = counter("thirtytwo_rejections", "Rejected files and requests by problem type.", ["reason"])
+        self.log_lines_dropped = counter(
+            "thirtytwo_log_lines_dropped", "Log lines that could not be written to stderr."
         )
-        self.log_lines_dropped = Counter(
-            "thirtytwo_log_lines_dropped",
-            "Log lines that could not be written to stderr.",
-            registry=self.registry,
-        )
-        self.model_info = Gauge(
+        self.model_info = gauge(
             "thirtytwo_model_info",
             "1 for the model that serves; the labels name it, its engine, device and precision.",
             ["name", "version", "engine", "device", "precision"],
             multiprocess_mode="livemax",
-            registry=self.registry,
         )
-        self.key_images = Counter(
+        self.key_images = counter(
             "thirtytwo_key_images",
             "Images by the name of the API key: accepted, or refused by its rate limit or the queue.",
             ["name", "outcome"],
-            registry=self.registry,
         )
-        self.loads = Counter(
+        self.loads = counter(
             "thirtytwo_model_loads",
             "Loads of the weights file after the start: success, unchanged (the same version) or failure.",
             ["outcome"],
-            registry=self.registry,
         )
-        self.shadow_images = Counter(
+        self.shadow_images = counter(
             "thirtytwo_shadow_images",
             "Images that the shadow ran, by predicted class of the model that serves and whether the shadow agrees.",
             ["label", "agrees"],
-            registry=self.registry,
         )
-        self.shadow_seconds = Histogram(
-            "thirtytwo_shadow_seconds", "Duration of one pass of the shadow.", buckets=SECONDS, registry=self.registry
-        )
-        self.device_memory = Gauge(
+        self.shadow_seconds = histogram("thirtytwo_shadow_seconds", "Duration of one pass of the shadow.")
+        self.device_memory = gauge(
             "thirtytwo_device_memory_bytes",
             "Memory of the GPU: used by any process, and total; absent on a CPU.",
             ["device", "state"],
             multiprocess_mode="livemostrecent",
-            registry=self.registry,
         )
         for outcome in ("success", "unchanged", "failure"):  # so that the first failure is a rise from 0
             self.loads.labels(outcome)
