@@ -110,6 +110,16 @@ async def connect(port: int) -> Connection:
     return connection
 
 
+async def exchange(port: int, connection: Connection, request: bytes) -> tuple[Connection, int]:
+    """Sends on the connection, or on a new one if it is closed. Returns that, and the status; 0 without a response."""
+    if connection.closed:
+        connection = await connect(port)
+    try:
+        return connection, await connection.exchange(request)
+    except OSError:
+        return connection, 0
+
+
 class ConnectionPool:
     """Idle connections, last in first out."""
 

@@ -15,7 +15,7 @@ from itertools import cycle
 
 import uvloop
 
-from benchmarks.client import connect
+from benchmarks.client import connect, exchange
 from benchmarks.load import LoadResult
 from benchmarks.payloads import form, image_files
 from benchmarks.server_process import running, service
@@ -33,12 +33,7 @@ async def caller(port: int, requests: list[bytes], end: float, pause_s: float) -
     """One connection; sends a request after the response to the last one, and `pause_s` later except after a 200."""
     result, connection, source, start = LoadResult(), await connect(port), cycle(requests), time.perf_counter()
     while (sent := time.perf_counter()) < end:
-        if connection.closed:
-            connection = await connect(port)
-        try:
-            status = await connection.exchange(next(source))
-        except OSError:
-            status = 0
+        connection, status = await exchange(port, connection, next(source))
         result.add(connection, status, time.perf_counter() - sent)
         if pause_s and (status != 200 or len(requests) > 1):
             await asyncio.sleep(pause_s)

@@ -13,7 +13,7 @@ from itertools import cycle
 
 import numpy as np
 
-from benchmarks.client import Connection, ConnectionPool, connect
+from benchmarks.client import Connection, ConnectionPool, connect, exchange
 
 
 @dataclass
@@ -62,12 +62,7 @@ async def closed_loop(
     async def client() -> None:
         connection = await connect(port)
         while (sent := time.perf_counter()) < end:
-            if connection.closed:
-                connection = await connect(port)
-            try:
-                status = await connection.exchange(next(source))
-            except OSError:
-                status = 0
+            connection, status = await exchange(port, connection, next(source))
             now = time.perf_counter()
             if start <= now < end or not status:
                 result.add(connection, status, now - sent)

@@ -183,9 +183,7 @@ def main() -> None:
     single = (loaded.networks or [loaded])[0]
     network = load_network(single)
     assert isinstance(network, ConvNet)
-    recipe = single.card.recipe
-    val_fraction = recipe.get("val_fraction") or recipe["holdout"]
-    train, val = data.train_val_split(data.load(arguments.data, SIZE, ["train"]).train, val_fraction, recipe["seed"])
+    train, val = data.recorded_split(data.load(arguments.data, SIZE, ["train"]), single.card.recipe)
     sets = {name: make(np.random.default_rng(0)) for name, make in SETS.items()}
     sets |= dict(folders(arguments.sets)) if arguments.sets else {}
     outputs = {"": Outputs(network, val.images.numpy())} | {name: Outputs(network, each) for name, each in sets.items()}

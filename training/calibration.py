@@ -77,10 +77,15 @@ def _squared_error(inputs: Tensor, maximum: float) -> float:
     return (inputs - quantized).square().mean().item()
 
 
+def as_jpeg(images: Tensor) -> Tensor:
+    """Images uint8 [N, S, S, 3] after the default quality of image editors."""
+    return augment.lossy_roundtrip_batch(images, JPEG_QUALITY)
+
+
 def calibrate_probabilities(engine: Engine, val: Split) -> tuple[float, float]:
     """(temperature, label-smoothing correction) fitted to validation images as they are and as JPEG, as uploads are."""
     # One temperature serves both kinds of upload, so the fit sees both, with equal weight.
-    lossy = augment.lossy_roundtrip_batch(val.images, JPEG_QUALITY)
+    lossy = as_jpeg(val.images)
     probabilities = torch.cat([metrics.predict(engine, images) for images in (val.images, lossy)])
     # The engine returns probabilities only; their logarithms are logits up to an offset, which softmax ignores.
     return fit_calibration(probabilities.clamp_min(PROBABILITY_FLOOR).log(), val.labels.repeat(2))

@@ -10,7 +10,6 @@ network was trained on: the files must have been trained with one --seed and one
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,16 @@ from app import engines
 from app.engines import CascadeEngine, Output
 from app.engines.cascade import PROBABILITY_FLOOR
 from app.engines.pytorch import load_network
-from app.errors import DataError, ThirtytwoError
+from app.errors import DataError
 from app.model import weights as weights_file
 from app.model.card import ModelCard, Stage
 from app.model.weights import Weights, cascade_state, save
-from training import augment, calibration, cli, data, metrics, provenance
+from training import calibration, cli, data, metrics, provenance
 from training.data import Split
 from training.datasets import selection
 from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
 from training.export import reference_images, split_results
 from training.ood import with_ood, without_ood
-
-JPEG_QUALITY = 80
 
 
 def parse_stage(text: str) -> Stage:
@@ -60,7 +57,9 @@ def compose(
     first = networks[0].card
     if any(each.card.classes != first.classes or each.card.input_size != first.input_size for each in networks):
         raise DataError("The networks of a cascade need the same classes and input size.")
-    clean, lossy = (stage_outputs(networks, stages, images, device) for images in (val.images, _as_jpeg(val.images)))
+    clean, lossy = (
+        stage_outputs(networks, stages, images, device) for images in (val.images, calibration.as_jpeg(val.images))
+    )
     costs = [networks[stage.network].card.forward_gflops or 0.0 for stage in stages]
     fitted = fit_exits(stages, np.concatenate([clean, lossy], 1), val.labels.repeat(2).numpy(), costs, max_loss)
     shares = reaching(fitted, clean).mean(1)
@@ -123,7 +122,7 @@ def evaluate(cascade: Weights, name: str, split: Split, device: str = "auto") ->
     assert isinstance(engine, CascadeEngine)
     clean = _evaluate(engine, cascade.card, name, split.images, split.labels)
     clean["engine"] = provenance.engine(engine)
-    return clean | _evaluate(engine, cascade.card, f"{name}_jpeg80", _as_jpeg(split.images), split.labels)
+    return clean | _evaluate(engine, cascade.card, f"{name}_jpeg80", calibration.as_jpeg(split.images), split.labels)
 
 
 def _evaluate(
@@ -147,10 +146,6 @@ def _evaluate(
 
 def _concatenated(outputs: Sequence[Output]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([output.probabilities for output in outputs]))
-
-
-def _as_jpeg(images: torch.Tensor) -> torch.Tensor:
-    return augment.lossy_roundtrip_batch(images, JPEG_QUALITY)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -183,8 +178,7 @@ def run(arguments: argparse.Namespace) -> None:
     card = networks[-1].card
     splits = ["train"] if arguments.no_test else data.SPLITS
     dataset = data.load(arguments.data, card.input_size, splits, selection.from_flags(arguments))
-    val_fraction = card.recipe.get("val_fraction") or card.recipe["holdout"]  # its former name
-    train, val = data.training_and_validation(dataset, float(val_fraction), card.recipe["seed"])
+    train, val = data.recorded_split(dataset, card.recipe)
     # A cascade calibrates its exits, and its networks return the plain softmax.
     scored = with_ood(calibration.uncalibrated(networks[0]), train, val)
     first = networks[0]._replace(card=networks[0].card.model_copy(update={"ood": scored.card.ood}), state=scored.state)
@@ -204,10 +198,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with cli.errors_in_one_line():
         run(parse(argv))
-    except (ThirtytwoError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ unprefixed environment variables such as SEED or DEPTH.
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from app.errors import SettingsError
+from app.errors import SettingsError, ThirtytwoError
 from training.recipe import DEFAULT_RECIPES, IMMUTABLE_FIELDS, SECTIONS, Recipe
 
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "FILE"}
@@ -27,6 +29,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help\n")
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the process with exit code 1 and the name and text of an error that a user can mend."""
+    try:
+        yield
+    except (ThirtytwoError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

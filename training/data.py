@@ -1,7 +1,7 @@
 """A data set as uint8 tensors, of any form in `training.datasets`."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,12 @@ def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tup
     Raises DataError as `train_val_split` does.
     """
     return (dataset.train, dataset.val) if dataset.val else train_val_split(dataset.train, fraction, seed)
+
+
+def recorded_split(dataset: Dataset, recipe: Mapping[str, Any]) -> tuple[Split, Split]:
+    """(training, validation) of the run that a model card's recipe records."""
+    val_fraction = recipe.get("val_fraction") or recipe["holdout"]  # its former name
+    return training_and_validation(dataset, float(val_fraction), recipe["seed"])
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

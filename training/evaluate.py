@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from app import engines
-from app.errors import DataError, ThirtytwoError
+from app.errors import DataError
 from app.model import weights
 from app.model.weights import BUNDLED
 from training import cli, data, metrics, report
@@ -65,10 +65,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with cli.errors_in_one_line():
         run(parse(argv))
-    except (ThirtytwoError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ python -m training.audit --data DIR
 """
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
-from app.errors import ThirtytwoError
 from app.model import weights
 from app.model.weights import BUNDLED
 from training import cli
@@ -38,10 +36,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with cli.errors_in_one_line():
         run(parse(argv))
-    except (ThirtytwoError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
