@@ -27,13 +27,13 @@ from app.inference.pipeline import Pipeline
 from app.inference.queue import RequestQueue
 from app.inference.repository import Repository
 from app.inference.shadow import Shadow
-from app.model import preprocessing, weights
+from app.model import preprocessing
 from app.model.file_watch import FileWatch
 from app.model.preprocessing import DecodedImage, Limits
 from app.model.weights import Weights
 from app.process.lifecycle import Lifecycle, Phase, watch
 from app.settings import Settings
-from app.sources import EngineProcessSource, FileSource, LoadEngine, Source, classifier_of
+from app.sources import EngineProcessSource, FileSource, LoadEngine, Source
 from app.state import State
 from app.telemetry import device_memory
 from app.telemetry.metrics import Metrics
@@ -149,16 +149,10 @@ def queue_shares(max_queue: int, max_files: int, share: float) -> tuple[int, int
 
 def build_repository(source: Source, pipeline: Pipeline, metrics: Metrics) -> Repository:
     """Loads from the source again, on the same engine."""
-
-    def build(file: Weights) -> Classifier:
-        classifier = source.build(file)
-        _describe(metrics, classifier)
-        return classifier
-
     return Repository(
         pipeline,
         source.read,
-        build,
+        _describing(source, metrics),
         partial(_name, metrics),
         lambda outcome: metrics.loads.labels(outcome).inc(),
     )
@@ -172,16 +166,19 @@ def add_shadow(settings: Settings, load_engine: LoadEngine, pipeline: Pipeline, 
 
     pipeline.shadow = Shadow(pipeline.limits, settings.shadow_sample, is_busy, metrics.observe_shadow)
 
-    def read() -> Weights:
-        assert settings.shadow_weights is not None
-        return weights.load(settings.shadow_weights)
+    source = FileSource(settings.model_copy(update={"weights": settings.shadow_weights}), load_engine)
+    return Repository(pipeline.shadow, source.read, _describing(source, metrics), role="shadow")  # it may be promoted
+
+
+def _describing(source: Source, metrics: Metrics) -> Callable[[Weights], Classifier]:
+    """The source's `build`, with the metrics of the model's classes and stages."""
 
     def build(file: Weights) -> Classifier:
-        classifier = classifier_of(file, settings, load_engine)
-        _describe(metrics, classifier)  # it may be promoted
+        classifier = source.build(file)
+        _describe(metrics, classifier)
         return classifier
 
-    return Repository(pipeline.shadow, read, build, role="shadow")
+    return build
 
 
 async def _load_shadow(candidates: Repository, path: Path, settings: Settings) -> None:

@@ -51,7 +51,12 @@ class FileSource:
         return weights.load(self._settings.weights)
 
     def build(self, file: Weights) -> Classifier:
-        return classifier_of(file, self._settings, self._load_engine, self._sizes_per_octave)
+        try:
+            engine = self._load_engine(file, self._settings)
+            largest = defaults.max_batch(self._settings.max_batch, engine.device)
+            return Classifier(file, engine, batch_sizes(largest, self._sizes_per_octave))
+        except DeviceError as error:
+            raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
 
 
 class EngineProcessSource:
@@ -85,18 +90,3 @@ def load_engine(weights: Weights, settings: Settings) -> Engine:
     """The engine that the settings name. Raises WeightsError or DeviceError."""
     options = settings.device, settings.threads, settings.engine, settings.precision, settings.early_exit
     return engines.load(weights, *options)
-
-
-def build_classifier(settings: Settings, load_engine: LoadEngine) -> Classifier:
-    """The settings' weights on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
-    return classifier_of(weights.load(settings.weights), settings, load_engine)
-
-
-def classifier_of(file: Weights, settings: Settings, load_engine: LoadEngine, sizes_per_octave: int = 2) -> Classifier:
-    """The file on the settings' engine, verified and warmed up; raises WeightsError or SettingsError."""
-    try:
-        engine = load_engine(file, settings)
-        largest = defaults.max_batch(settings.max_batch, engine.device)
-        return Classifier(file, engine, batch_sizes(largest, sizes_per_octave))
-    except DeviceError as error:
-        raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error

@@ -20,6 +20,7 @@ from app.engines.hardware import resolve_device
 from app.engines.pytorch import available_device, load_network
 from app.errors import DataError, SettingsError, ThirtytwoError
 from app.model import networks
+from app.model.card import NAME_PATTERN
 from app.model.networks import ConvNet, unfold_batchnorms
 from training import checkpoint, cli, data, export, finetune, metrics, outputs, private, report, selection
 from training.audit import summary
@@ -35,7 +36,6 @@ from training.selection import Plan
 from training.trainer import Interrupted, Trainer
 
 WHITENING_IMAGES = 5000  # for normalisation and whitening: 12 patch directions need no more
-NAME_PATTERN = r"[\w.-]{1,64}"  # as of a model card
 BN_IMAGES = 1000  # for the running means of an unfolded network
 
 logger = logging.getLogger("training")

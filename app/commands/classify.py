@@ -17,7 +17,7 @@ from app.errors import RequestError, ThirtytwoError, UndecodableImage
 from app.inference.pipeline import Deadline, Pipeline
 from app.lifespan import build_pipeline
 from app.settings import Settings
-from app.sources import build_classifier, load_engine
+from app.sources import FileSource, load_engine
 
 TIMEOUT_S = 3600.0  # of one chunk; a local user waits
 CLOSE_S = 10.0  # for batches in progress
@@ -36,7 +36,8 @@ def run(argv: list[str]) -> int:
         config = settings.load()
         one_caller = {"workers": 1, "max_request_pixels": UNLIMITED, "max_queue_share": 1.0}
         config = config.model_copy(update={"weights": arguments.weights or config.weights, **one_caller})
-        classifier = build_classifier(config, load_engine)
+        source = FileSource(config, load_engine)
+        classifier = source.build(source.read())
     except ThirtytwoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from app import memory
 from app.engines.base import Engine, Output
 from app.engines.cascade import CascadeEngine
 from app.engines.hardware import available_cpus, cpu_flags, pick_precision, resolve_device
@@ -15,7 +17,7 @@ from app.engines.remote import RemoteEngine
 from app.errors import WeightsError
 from app.model.weights import Weights
 
-__all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "release_cache", "verify_references"]
+__all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "release", "verify_references"]
 
 # Largest allowed difference from a reference probability, by precision.
 TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
@@ -49,7 +51,7 @@ def load(
     device = resolve_device(device)
     if name == "openvino" or (name == "auto" and _prefer_openvino(device)):
         try:
-            return _load_fastest(weights, device, threads, _openvino_precisions(weights, precision), early_exit)
+            return _load_fastest(weights, device, threads, openvino_precisions(weights, precision), early_exit)
         except WeightsError as error:
             if name == "openvino":
                 raise
@@ -90,10 +92,20 @@ def reference_difference(engine: Engine, weights: Weights) -> float:
     return float(np.abs(probabilities - expected).max())
 
 
-def release_cache(device: str) -> None:
-    """Returns the memory of released engines that torch keeps for later tensors of this process."""
+def release(references: list[Any], device: str) -> None:
+    """Clears the last references to an engine of the device, and returns the memory of the process.
+
+    An engine stops its threads then, so this is for a thread, not for an event loop.
+    """
+    references.clear()
     if device.startswith("cuda") and (torch := sys.modules.get("torch")):  # a front end has none
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # what torch keeps for later tensors
+    memory.trim()
+
+
+def block_usage_data() -> None:
+    """To be called before the import of OpenVINO: it would import a package that sends usage data."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to prevent an import
 
 
 def _load_fastest(weights: Weights, device: str, threads: int, precisions: Sequence[str], early_exit: bool) -> Engine:
@@ -106,7 +118,7 @@ def _load_fastest(weights: Weights, device: str, threads: int, precisions: Seque
     return _load("openvino", weights, device, threads, precisions[-1], early_exit)
 
 
-def _openvino_precisions(weights: Weights, precision: str) -> list[str]:
+def openvino_precisions(weights: Weights, precision: str) -> list[str]:
     """The precisions to try, fastest first; a network without ranges has no int8."""
     if precision != "auto":
         return [precision]
@@ -147,7 +159,7 @@ def _prefer_openvino(device: str) -> bool:
 
 
 def _load_openvino(weights: Weights, device: str, threads: int, precision: str) -> Engine:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # blocks its import: it sends usage data
+    block_usage_data()
     from app.engines.openvino import OpenVINOEngine
 
     return OpenVINOEngine(weights, device, threads, precision)

@@ -56,7 +56,7 @@ class OpenVINOEngine:
         options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
 
         def create_requests(streams: int) -> list[openvino.InferRequest]:
-            compiled = _core().compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
+            compiled = core().compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
             return [compiled.create_infer_request() for _ in range(streams)]
 
         with _low_priority_thread() as thread:
@@ -94,7 +94,7 @@ def _low_priority_thread() -> ThreadPoolExecutor:
 
 
 @cache
-def _core() -> openvino.Core:
+def core() -> openvino.Core:
     """One Core for the process, made on a thread that handles no signals.
 
     Each Core gives its thread a signal stack, and destroying several frees one in use. Seen with 2026.4.1: the next
@@ -116,18 +116,19 @@ def build_model(weights: Weights, ranges: Mapping[str, float]) -> openvino.Model
     images = ops.parameter([-1, card.input_size, card.input_size, 3], np.uint8)
     pixels = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))
     x = ops.gelu(_convolution(pixels, state, "whiten", ranges, padding=0), "erf")
-    means = []  # over the pixels of each group's input
+    means = []  # over the pixels of the inputs of all groups but the first
     for group in range(len(card.arguments["widths"])):
         # Quantised once: in int8 a second user of the unquantised tensor makes the network a fifth slower.
         x = _quantize(x, f"groups.{group}.convs.0", ranges)
-        means.append(ops.reduce_mean(x, np.array([2, 3])))
+        if group and card.ood:
+            means.append(ops.reduce_mean(x, np.array([2, 3])))
         x = _group(x, state, group, card.arguments["depth"], ranges)
     features = ops.reduce_max(x, np.array([2, 3]))
     head = ops.constant(state["head.weight"] / card.arguments["widths"][-1])
     logits = ops.matmul(features, head, transpose_a=False, transpose_b=True)
     outputs = [calibrated_softmax(logits, card)]
     if card.ood:
-        features = ops.concat(means[1:], 1)
+        features = ops.concat(means, 1)
         outputs.append(ops.matmul(features, state[WHITENING], transpose_a=False, transpose_b=True))
     return openvino.Model(outputs, [images])
 

@@ -136,13 +136,6 @@ async def _release(classifier: Classifier) -> None:
     """Drops the last reference in a thread, since the engine stops its threads then; returns the memory."""
     while classifier.users:
         await asyncio.sleep(RELEASE_POLL_S)
-    last = [classifier]
+    last, device = [classifier], classifier.engine.device
     del classifier
-    await asyncio.to_thread(_drop, last)
-
-
-def _drop(references: list[Classifier]) -> None:
-    device = references[0].engine.device
-    references.clear()
-    engines.release_cache(device)
-    memory.trim()
+    await asyncio.to_thread(engines.release, last, device)

@@ -25,6 +25,7 @@ ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 MAX_INPUT_SIZE = 1024  # pixels
+NAME_PATTERN = r"[\w.-]{1,64}"
 
 
 class Arguments(BaseModel):
@@ -98,7 +99,7 @@ class ModelCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
     classes: Annotated[list[ClassName], Field(min_length=2, max_length=10_000)]
     input_size: Annotated[int, Field(ge=8, le=MAX_INPUT_SIZE, description="width and height in pixels")]
     architecture: Literal["convnet", "lenet", "mlp", "cascade"]

@@ -85,13 +85,7 @@ class EngineModels:
         """Drops a former model without channels, in a thread, since its engine stops its threads then."""
         if model in self._former and not model.channels:
             self._former.remove(model)
-            task = asyncio.create_task(asyncio.to_thread(_drop, [model]))
+            release = asyncio.to_thread(engines.release, [model], model.classifier.engine.device)
+            task = asyncio.create_task(release)
             self._releases.add(task)
             task.add_done_callback(self._releases.discard)
-
-
-def _drop(references: list[HostedModel]) -> None:
-    device = references[0].classifier.engine.device
-    references.clear()
-    engines.release_cache(device)
-    memory.trim()

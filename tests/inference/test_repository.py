@@ -15,7 +15,7 @@ from app.inference.repository import Outcome, Repository
 from app.lifespan import build_pipeline
 from app.model.weights import Weights
 from app.settings import Settings
-from app.sources import classifier_of, load_engine
+from app.sources import FileSource, load_engine
 from tests.conftest import untrained
 from tests.support.images import LARGE, SMALL
 
@@ -25,7 +25,7 @@ NEW = untrained("new", 8, ["bright", "dark"], 16, seed=1)._replace(sha256="1" * 
 
 
 def build(file: Weights) -> Classifier:
-    return classifier_of(file, SETTINGS, load_engine)
+    return FileSource(SETTINGS, load_engine).build(file)
 
 
 class Running:

@@ -1,12 +1,12 @@
 """Frozen features on the engine that serves: many times as fast as torch in float32, and precise enough to compare."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines.hardware import available_cpus, cpu_flags, pick_precision
+from app import engines
+from app.engines.hardware import available_cpus
 from training.features import load_backbone
 
 BATCH = 256  # images
@@ -19,17 +19,17 @@ def embed(file: Path, images: NDArray[np.uint8]) -> Array:
 
     They are the inputs of the head, in the precision of the CPU's engine. Raises WeightsError.
     """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # blocks its import: it sends usage data
+    engines.block_usage_data()
     import openvino
 
-    from app.engines.openvino import PRECISION_HINTS, _core, build_model  # one Core for the process: see there
+    from app.engines.openvino import PRECISION_HINTS, build_model, core
 
     backbone = load_backbone(file)
-    precision = pick_precision(cpu_flags()) if backbone.card.activation_ranges else "bfloat16"
+    precision = engines.openvino_precisions(backbone, "auto")[0]
     graph = build_model(backbone, backbone.card.activation_ranges if precision == "int8" else {})
     (features,) = (node for node in graph.get_ops() if node.get_type_name() == "ReduceMax")
     options = {"INFERENCE_NUM_THREADS": available_cpus(), "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
     model = openvino.Model([features.output(0)], graph.get_parameters())
-    request = _core().compile_model(model, "CPU", options).create_infer_request()
+    request = core().compile_model(model, "CPU", options).create_infer_request()
     parts = [request.infer({0: images[i : i + BATCH]})[0].copy() for i in range(0, len(images), BATCH)]
     return np.concatenate(parts) if parts else np.empty((0, backbone.card.arguments["widths"][-1]), np.float32)
