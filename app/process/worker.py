@@ -40,12 +40,9 @@ class Worker(Process):
         self._answered = False
         self._unanswered = 0
 
-    @property
-    def server(self) -> Server:
-        if self._server is None:
-            self._server = Server(self.config)
-        assert isinstance(self._server, Server)
-        return self._server
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        self._server = Server(self.config)  # uvicorn's thread for pings would make another one at the same time
+        super().target(sockets)
 
     def check(self) -> None:
         """Pings the process, and kills it when it has stopped answering.

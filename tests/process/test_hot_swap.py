@@ -241,7 +241,6 @@ def test_every_worker_follows(versions: list[Version], tmp_path: Path, trigger: 
     environment = {**os.environ, "THIRTYTWO_API_KEYS": "secret", "THIRTYTWO_WEIGHTS_POLL_S": poll_s}
     with process(path, "--workers", "2", env=environment) as (running, url):
         assert all_serve(url, versions[0])
-        time.sleep(1)  # the second front end may start later, and ignores SIGHUP until then
         replace(path, versions[1])
         if trigger == "SIGHUP":
             running.send_signal(signal.SIGHUP)
