@@ -36,6 +36,7 @@ from app.settings import Settings
 from app.sources import EngineProcessSource, FileSource, LoadEngine, Source
 from app.state import State
 from app.telemetry import device_memory
+from app.telemetry.drift import DriftMonitor
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
 
@@ -70,10 +71,11 @@ def lifespan(
         observe_batch = _observer(metrics, statistics) if link is None else statistics.observe_batch
         pipeline = build_pipeline(settings, classifier, observe_batch)
         metrics.queue_limit.set(pipeline.batcher.queue.limit)
+        drift = DriftMonitor(metrics)
         _describe(metrics, classifier)
-        _name(metrics, classifier)
+        _start(metrics, drift, classifier)
         del classifier  # another one may replace it
-        repository = build_repository(source, pipeline, metrics)
+        repository = build_repository(source, pipeline, metrics, drift)
         candidates = add_shadow(settings, load_engine, pipeline, metrics) if settings.shadow_weights else None
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
         lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
@@ -97,7 +99,8 @@ def lifespan(
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
-            yield {"service": State(settings, lifecycle, metrics, keys, statistics, pipeline, repository, executor)}
+            state = State(settings, lifecycle, metrics, drift, keys, statistics, pipeline, repository, executor)
+            yield {"service": state}
             stop_observing()
             for task in tasks:
                 task.cancel()
@@ -147,13 +150,13 @@ def queue_shares(max_queue: int, max_files: int, share: float) -> tuple[int, int
     return caller_limit, min(small_limit, max_queue - max_files)
 
 
-def build_repository(source: Source, pipeline: Pipeline, metrics: Metrics) -> Repository:
+def build_repository(source: Source, pipeline: Pipeline, metrics: Metrics, drift: DriftMonitor) -> Repository:
     """Loads from the source again, on the same engine."""
     return Repository(
         pipeline,
         source.read,
         _describing(source, metrics),
-        partial(_name, metrics),
+        partial(_start, metrics, drift),
         lambda outcome: metrics.loads.labels(outcome).inc(),
     )
 
@@ -212,7 +215,9 @@ def _describe(metrics: Metrics, classifier: Classifier) -> None:
     metrics.describe_model(classifier.classes, max(1, len(classifier.weights.card.stages)))
 
 
-def _name(metrics: Metrics, classifier: Classifier) -> None:
+def _start(metrics: Metrics, drift: DriftMonitor, classifier: Classifier) -> None:
+    """The metrics of the model that serves from now on."""
     weights, engine = classifier.weights, classifier.engine
     names = weights.card.name, weights.version, engine.name, engine.device, engine.precision
     metrics.name_model(*names, exit_shares=weights.card.exit_shares())
+    drift.start(weights.version, weights.card)

@@ -12,6 +12,7 @@ from app.inference.pipeline import Pipeline
 from app.inference.repository import Repository
 from app.process.lifecycle import Lifecycle
 from app.settings import Settings
+from app.telemetry.drift import DriftMonitor
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
 
@@ -21,6 +22,7 @@ class State:
     settings: Settings
     lifecycle: Lifecycle
     metrics: Metrics
+    drift: DriftMonitor
     keys: ApiKeys
     statistics: Statistics
     pipeline: Pipeline

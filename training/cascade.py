@@ -27,6 +27,7 @@ from app.model import weights as weights_file
 from app.model.card import ModelCard, Stage
 from app.model.weights import Weights, cascade_state, save
 from training import calibration, cli, data, metrics, provenance
+from training.baseline import with_baseline
 from training.data import Split
 from training.datasets import selection
 from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
@@ -186,6 +187,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
     name = arguments.name or arguments.out.stem
     cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs, arguments.device)
+    cascade = with_baseline(cascade, engines.load(cascade, arguments.device), val)
     results = evaluate(cascade, "val", val, arguments.device)
     card = cascade.card
     if len(dataset.test):

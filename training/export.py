@@ -17,6 +17,7 @@ from app.model.card import ModelCard
 from app.model.quantization import quantize_weights
 from app.model.weights import SCALE, Tensors, Weights, save
 from training import calibration, metrics, provenance
+from training.baseline import with_histograms
 from training.data import Dataset, Split
 from training.ood import with_ood
 from training.recipe import Recipe
@@ -94,9 +95,10 @@ def export(
     weights = calibration.with_card(weights, temperature=temperature, label_smoothing_correction=correction)
     if train is not None:
         weights = with_ood(weights, train, val)
-    card, engine = weights.card, engines.load(weights, device)
+    engine = engines.load(weights, device)
     results["engine"] = provenance.engine(engine)
     probabilities = metrics.predict(engine, val.images)
+    card = with_histograms(weights, val, probabilities.numpy()).card
     results.update(split_results("val", probabilities, val.labels))
     if len(test):
         probabilities = metrics.predict(engine, test.images)

@@ -11,9 +11,10 @@ from app.engines.pytorch import load_network
 from app.model.card import ModelCard, Stage
 from app.model.weights import Weights, cascade_state
 from training import calibration, metrics
+from training.baseline import with_histograms
 from training.cascade import reference_outputs
 from training.data import Dataset, Split
-from training.exits import choose_thresholds, reaching
+from training.exits import choose_thresholds, probabilities_of, reaching
 from training.export import RANGE_IMAGES, reference_images, split_results
 from training.linear_head import LinearHead
 from training.ood import with_ood
@@ -35,9 +36,10 @@ def compose(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head
         key.replace("val_", "cross_validated_"): value
         for key, value in split_results("val", _out_of_fold(head, temperatures), labels).items()
     }
-    if not head.hflip:
-        return _with_ood(calibration.with_card(network, temperature=temperatures[0], results=results), train)
-    return _with_flip(_with_ood(network, train), head, temperatures, results)
+    if head.hflip:
+        return _with_flip(_with_ood(network, train), head, temperatures, results, train)
+    scored = _with_ood(calibration.with_card(network, temperature=temperatures[0], results=results), train)
+    return with_histograms(scored, train, _out_of_fold(head, temperatures).numpy())
 
 
 def cross_validated(head: LinearHead, card: ModelCard) -> torch.Tensor:
@@ -102,7 +104,9 @@ def _ranges(weights: Weights, backbone: Weights, train: Split) -> dict[str, floa
     return {name: max(value, backbone.card.activation_ranges.get(name, 0.0)) for name, value in found.items()}
 
 
-def _with_flip(network: Weights, head: LinearHead, temperatures: list[float], results: dict[str, Any]) -> Weights:
+def _with_flip(
+    network: Weights, head: LinearHead, temperatures: list[float], results: dict[str, Any], train: Split
+) -> Weights:
     """A cascade whose second stage is the mean of image and flip, which is what the head was fitted to."""
     stages = [
         Stage(network=0, temperature=temperatures[0]),
@@ -113,7 +117,8 @@ def _with_flip(network: Weights, head: LinearHead, temperatures: list[float], re
     first = fitted[0].model_copy(update={"threshold": max(MIN_EXIT, fitted[0].threshold or 0.0)})
     fitted = [first, fitted[1]]
     outputs = np.stack([head.single, head.mean])
-    shares = [round(float(share), 4) for share in reaching(fitted, outputs).mean(1)]
+    reached = reaching(fitted, outputs)
+    shares = [round(float(share), 4) for share in reached.mean(1)]
     fitted = [stage.model_copy(update={"share": share}) for stage, share in zip(fitted, shares, strict=True)]
     reference_stages = reference_outputs([network], fitted, network.reference_images)
     card = network.card.model_copy(
@@ -128,7 +133,9 @@ def _with_flip(network: Weights, head: LinearHead, temperatures: list[float], re
         }
     )
     state = cascade_state([network])
-    return Weights(card, state, network.reference_images, reference_stages[-1], "", reference_stages)
+    weights = Weights(card, state, network.reference_images, reference_stages[-1], "", reference_stages)
+    single, mean = (probabilities_of(*each) for each in zip(fitted, outputs, strict=True))
+    return with_histograms(weights, train, np.where(reached[1][:, None], mean, single))
 
 
 def wins(probabilities: torch.Tensor, val: Split, head: LinearHead, mask: torch.Tensor) -> tuple[bool, str]:

@@ -55,7 +55,9 @@ async def classify(
     outcomes, start, *seconds = classification
     timings = scope["state"]["timings"] = Timings(start, *seconds)
     service.metrics.observe_timings(timings)
-    service.metrics.observe_predictions(classifier.classes, [each for each in outcomes if isinstance(each, Prediction)])
+    predictions = [each for each in outcomes if isinstance(each, Prediction)]
+    service.metrics.observe_predictions(classifier.classes, predictions)
+    service.drift.observe(classifier.weights.version, predictions)
     return classification
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engines import Engine, Output, verify_references
+from app.model.baseline import brightness
 from app.model.ood import is_ood
 from app.model.preprocessing import DecodedImage
 from app.model.weights import Weights
@@ -21,12 +22,13 @@ Probabilities = NDArray[np.float32]
 class Scores(NamedTuple):
     """Probabilities float32 [classes] of one image, and the stage of the cascade after which it left.
 
-    `ood` is the out-of-distribution score from 0 to 1; None for a file without it.
+    `ood` is the out-of-distribution score from 0 to 1; None for a file without it. `brightness` is from 0 to 255.
     """
 
     probabilities: Probabilities
     stage: int
     ood: float | None = None
+    brightness: float = 0.0
 
 
 class Classifier:
@@ -53,11 +55,13 @@ class Classifier:
 
     def __call__(self, items: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
         """The scores of each image; raises ArithmeticError if any is not finite. `exclusive` goes to the engine."""
-        probabilities, stages, ood = self.run(np.stack([image.pixels for image in items]), exclusive)
+        images = np.stack([image.pixels for image in items])
+        probabilities, stages, ood = self.run(images, exclusive)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the network returned non-finite probabilities")
         scores = repeat(None, len(items)) if ood is None else ood.tolist()
-        return [Scores(*each) for each in zip(probabilities, stages.tolist(), scores, strict=True)]
+        values = zip(probabilities, stages.tolist(), scores, brightness(images).tolist(), strict=True)
+        return [Scores(*each) for each in values]
 
     def run(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         """Images uint8 [N, S, S, 3] on the engine; waits for one of its streams."""

@@ -30,13 +30,14 @@ class Deadline(NamedTuple):
 class Prediction(NamedTuple):
     """Probabilities float32 [classes] of an image, the cascade's stage after which it left, and its size.
 
-    `ood` is the out-of-distribution score, or None. `resized_from` is (width, height) if that is not the model's input
-    size.
+    `ood` is the out-of-distribution score, or None; `brightness` is from 0 to 255. `resized_from` is (width, height) if
+    that is not the model's input size.
     """
 
     probabilities: Probabilities
     stage: int
     ood: float | None
+    brightness: float
     resized_from: tuple[int, int] | None
 
 

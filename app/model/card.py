@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from app.model import ood
+from app.model.baseline import Baseline, Share
 from app.model.ood import OodCalibration
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[
     float, Field(ge=0.01, lt=100, allow_inf_nan=False, description="divides the logits before softmax")
 ]
@@ -123,6 +123,7 @@ class ModelCard(BaseModel):
     ood: Annotated[
         OodCalibration | None, Field(description="of the network's out-of-distribution score; of a cascade its first's")
     ] = None
+    baseline: Annotated[Baseline | None, Field(description="histograms of held-out images")] = None
     networks: Annotated[list["ModelCard"], Field(max_length=8, description="of a cascade")] = []
     stages: Annotated[list[Stage], Field(max_length=16, description="of a cascade, in order")] = []
     test_accuracy: Annotated[Share | None, Field(description="null if the test images were not read")]
@@ -151,6 +152,12 @@ class ModelCard(BaseModel):
         smallest, largest = arguments.input_sizes()
         if not smallest <= self.input_size <= largest:
             raise ValueError(f"input_size is {self.input_size}, the network's is {smallest} to {largest}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_baseline(self) -> Self:
+        if self.baseline and len(self.baseline.classes) != len(self.classes):
+            raise ValueError(f"the baseline has {len(self.baseline.classes)} classes, the card has {len(self.classes)}")
         return self
 
     @model_validator(mode="after")

@@ -27,7 +27,8 @@ SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-Scored = tuple[NDArray[np.float32], int, float | None, object]  # probabilities [classes], exit stage, OOD score, more
+# probabilities [classes], exit stage, out-of-distribution score, brightness, more
+Scored = tuple[NDArray[np.float32], int, float | None, float, object]
 
 
 class Timings(NamedTuple):
@@ -75,6 +76,18 @@ class Metrics:
             "Share of validation images that left the cascade after this stage; absent for a single network.",
             ["stage"],
             multiprocess_mode="livemostrecent",
+        )
+        self.drift_psi = gauge(
+            "thirtytwo_drift_psi",
+            "Population stability index of the last 1,000 to 10,000 images against held-out images; 0 before.",
+            ["feature"],
+            multiprocess_mode="livemax",
+        )
+        self.drift_psi_critical = gauge(
+            "thirtytwo_drift_psi_critical",
+            "The index that one in 1,000 samples of that size exceeds without drift.",
+            ["feature"],
+            multiprocess_mode="livemax",
         )
         self.rejections = counter("thirtytwo_rejections", "Rejected files and requests by problem type.", ["reason"])
         self.log_lines_dropped = counter(
@@ -156,7 +169,7 @@ class Metrics:
 
     def observe_predictions(self, classes: Sequence[str], predictions: Sequence[Scored]) -> None:
         """Counts predicted classes, confidences and exit stages; the classes in the order of the probabilities."""
-        for probabilities, stage, ood, _ in predictions:
+        for probabilities, stage, ood, _, _ in predictions:
             top = int(probabilities.argmax())
             count, confidence = self._of_class[classes[top]]
             count.inc()
@@ -174,6 +187,10 @@ class Metrics:
         for label, agrees in labels:
             self.shadow_images.labels(label, str(agrees).lower()).inc()
         self.shadow_seconds.observe(seconds)
+
+    def observe_drift(self, feature: str, index: float, critical: float) -> None:
+        self.drift_psi.labels(feature).set(index)
+        self.drift_psi_critical.labels(feature).set(critical)
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)

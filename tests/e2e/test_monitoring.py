@@ -28,6 +28,7 @@ def exported() -> Iterator[Metric]:
     metrics.rejections.labels("too-large")
     metrics.observe_key("shop", 1, accepted=True)
     metrics.observe_shadow([("cat", True)], 0.1)
+    metrics.observe_drift("confidence", 0.1, 0.02)
     return (metric for metric in metrics.registry.collect() if metric.name.startswith("thirtytwo_"))
 
 
