@@ -126,9 +126,10 @@ def _check(run: Run) -> None:
     except ValidationError as error:
         raise SettingsError(f"{where}: {cli.one_line(error)}") from None
     if run.out.exists():
-        names = {"teacher", "initial_weights"}  # a card has the versions of these files in place of their paths
+        # A card has the versions of files in place of their paths, and choices in place of `auto`.
+        fixed = {name for name, value in run.flags.items() if value != "auto"} - {"teacher", "initial_weights"}
         made_by = Recipe.model_validate(weights.load(run.out).card.recipe)
-        if made_by.model_dump(exclude=names) != recipe.model_dump(exclude=names):
+        if made_by.model_dump(include=fixed) != recipe.model_dump(include=fixed):
             raise SettingsError(f"{run.out} was made by another recipe; another --run-dir starts anew.")
 
 

@@ -117,7 +117,7 @@ def test_invalid_recipe_is_one_line(
 
 
 def test_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match="there are cifar10"):
+    with pytest.raises(SettingsError, match="there are cascade, cifar10"):
         chain.load("cifar")
 
 
@@ -125,6 +125,28 @@ def test_bundled_recipe_is_valid(tmp_path: Path) -> None:
     bundled = chain.load("cifar10")
     assert len(chain.plan(bundled, tmp_path)) == 7
     assert list(chain.stage_flags(bundled))[1::2] == ["2", "1", "0:2", "0:flip:3"]
+
+
+def test_recipe_for_own_images_starts_from_the_bundled_network(tmp_path: Path) -> None:
+    own = chain.load("cascade")
+    large, small = chain.plan(own, tmp_path)
+    assert large.flags["finetune"] == "all"
+    assert small.flags["teacher"] == str(large.out)
+    assert list(chain.stage_flags(own))[1::2] == ["1", "0"]
+
+
+def test_choices_of_a_finished_run_do_not_make_it_another(tmp_path: Path, tiny_weights: Path) -> None:
+    finished = weights.load(tiny_weights)
+    card = finished.card.model_copy(update={"recipe": {"finetune": "none", "class_balance": "weights", "epochs": 3.0}})
+    (tmp_path / "large").mkdir()
+    out = tmp_path / "large/1.safetensors"
+    weights.save(out, card, finished.state, finished.reference_images, finished.reference_probabilities)
+    table = chain.NetworkTable(name="large", runs=[{"class_balance": "auto"}])
+    made = chain.ChainFile(networks=[table], cascade=chain.CascadeTable(stages=["large"]))
+    assert [each.out for each in chain.plan(made, tmp_path)] == [out]
+    other = chain.ChainFile(networks=[chain.NetworkTable(name="large", runs=[{"epochs": 4}])], cascade=made.cascade)
+    with pytest.raises(SettingsError, match="was made by another recipe"):
+        chain.plan(other, tmp_path)
 
 
 def test_a_run_of_another_recipe_is_refused(recipe: Path, tiny_weights: Path, tmp_path: Path) -> None:
