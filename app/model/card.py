@@ -138,6 +138,12 @@ class ModelCard(BaseModel):
             return []
         return [share - after for share, after in pairwise([*reaching, 0.0])]
 
+    @property
+    def has_ood_score(self) -> bool:
+        """Of a cascade: whether the network of its first stage has one."""
+        first = self.networks[self.stages[0].network] if self.stages else self
+        return first.ood is not None
+
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
         if self.architecture == "cascade":

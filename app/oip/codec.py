@@ -1,9 +1,7 @@
-"""The protocol's bytes: request bodies to images, probabilities to response bodies. Neither HTTP nor a model."""
+"""The protocol's bytes: request bodies to images, outputs to response bodies. Neither HTTP nor a model."""
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from math import prod
-from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,35 +10,19 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from app.errors import MalformedUpload, TooLarge
-from app.oip import content, number_arrays
+from app.oip import content, number_arrays, outputs
 from app.oip.number_arrays import Extracted
+from app.oip.outputs import SelectedOutput, Values
 from app.oip.schemas import InferenceRequest, Input
+from app.oip.tensors import LENGTH, NO_SHARED_MEMORY, TensorSpec
 
 MAX_JSON = 10_000_000  # bytes
-END_OF_DATA = b"]}]}"  # and of its output, the outputs and the response
-LENGTH = Struct("<I")  # before each element of a BYTES tensor
 NO_FILES_IN_JSON = (
     "JSON cannot hold a file: send it in binary (binary_data_size), or one as the whole body with "
     "Inference-Header-Content-Length: 0"
 )
-SHARED_MEMORY = "Shared memory is not supported; send the data with the request."
 
 Pixels = NDArray[np.uint8]
-
-
-class TensorSpec(NamedTuple):
-    """An input or output of a model; the first dimension is -1, any number of images."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-class OutputFormat(NamedTuple):
-    """Whether the output follows the JSON in binary; the `top` most probable classes as text, or 0: probabilities."""
-
-    binary: bool
-    top: int = 0
 
 
 class ParsedRequest(NamedTuple):
@@ -48,12 +30,16 @@ class ParsedRequest(NamedTuple):
 
     id: str | None
     images: Pixels | list[bytes]
-    output_format: OutputFormat
+    outputs: list[SelectedOutput]
     timeout_us: int = 0
 
 
 def parse(
-    body: bytes | memoryview, json_length: bytes | None, spec: TensorSpec, output_spec: TensorSpec, max_images: int
+    body: bytes | memoryview,
+    json_length: bytes | None,
+    spec: TensorSpec,
+    output_specs: Sequence[TensorSpec],
+    max_images: int,
 ) -> ParsedRequest:
     """Reads any of the three forms: JSON alone; JSON of json_length bytes and binary data; 0 bytes and one raw image.
 
@@ -62,7 +48,7 @@ def parse(
     end = _json_end(json_length, len(body))
     rest = memoryview(body)[end:]
     if json_length is not None and end == 0:
-        return ParsedRequest(None, _raw(rest, spec), OutputFormat(binary=True))
+        return ParsedRequest(None, _raw(rest, spec), [SelectedOutput(each, binary=True) for each in output_specs])
     if end > MAX_JSON:
         raise TooLarge(f"The JSON is over {MAX_JSON} bytes; send the data in binary.")
     text = number_arrays.split(bytes(body[:end]))
@@ -72,34 +58,20 @@ def parse(
     images = _from_json(tensor, text) if tensor.data is not None else _from_binary(rest, tensor)
     if tensor.data is not None and rest:
         raise MalformedUpload(f"Unexpected additional input data: {len(rest)} bytes after the JSON.")
-    return ParsedRequest(request.id, images, _output_format(request, output_spec), request.parameters.timeout)
+    return ParsedRequest(request.id, images, outputs.select(request, output_specs), request.parameters.timeout)
 
 
 def encode(
-    head: dict[str, Any],
-    output_spec: TensorSpec,
-    probabilities: NDArray[np.float32],
-    output_format: OutputFormat,
-    classes: Sequence[str],
+    head: dict[str, Any], tensors: Iterable[tuple[SelectedOutput, Values]], classes: Sequence[str]
 ) -> tuple[bytes, int | None]:
     """The body of a response, and the length of its JSON if binary data follows."""
-    rows: Sequence[Sequence[Any]]  # of the data, one an image
-    if output_format.top:
-        rows = _top_k(probabilities, output_format.top, classes)
-        texts = list(chain.from_iterable(rows))
-        binary = b"".join(LENGTH.pack(len(text)) + text for text in (text.encode() for text in texts))
-        datatype, shape = "BYTES", [len(probabilities), len(texts) // len(probabilities)]
-    else:
-        rows = probabilities.tolist()
-        binary = probabilities.astype("<f4").tobytes()
-        datatype, shape = output_spec.datatype, list(probabilities.shape)
-    output = {"name": output_spec.name, "datatype": datatype, "shape": shape}
-    if not output_format.binary:
-        text = to_json({**head, "outputs": [{**output, "data": []}]})
-        data = b",".join(to_json(row)[1:-1] for row in rows)  # one call for all would hold the interpreter lock
-        return text.removesuffix(END_OF_DATA) + data + END_OF_DATA, None
-    text = to_json({**head, "outputs": [{**output, "parameters": {"binary_data_size": len(binary)}}]})
-    return text + binary, len(text)
+    encoded = [outputs.encode(output, values, classes) for output, values in tensors]
+    text = [to_json({**head, "outputs": []}).removesuffix(b"]}")]
+    for each in encoded:
+        text += [*each.text, b","]
+    text[-1] = b"]}"
+    binary = [each.binary for each in encoded if each.binary]
+    return b"".join(text + binary), sum(map(len, text)) if binary else None
 
 
 def _json_end(json_length: bytes | None, available: int) -> int:
@@ -107,8 +79,8 @@ def _json_end(json_length: bytes | None, available: int) -> int:
         return available
     if not (json_length.isdigit() and len(json_length) < 20 and int(json_length) <= available):
         raise MalformedUpload(
-            f"Inference-Header-Content-Length is {_brief(json_length.decode('latin-1'))}; it must be a whole number "
-            f"of at most the body's {available} bytes."
+            f"Inference-Header-Content-Length is {content.brief(json_length.decode('latin-1'))}; "
+            f"it must be a whole number of at most the body's {available} bytes."
         )
     return int(json_length)
 
@@ -126,13 +98,13 @@ def _read(text: Extracted) -> InferenceRequest:
 
 def _only_input(request: InferenceRequest, spec: TensorSpec) -> Input:
     if [tensor.name for tensor in request.inputs] != [spec.name]:
-        names = _brief(", ".join(tensor.name for tensor in request.inputs))
+        names = content.brief(", ".join(tensor.name for tensor in request.inputs))
         raise MalformedUpload(f"The model has one input, '{spec.name}'; the request has {names}.")
     (tensor,) = request.inputs
     if tensor.datatype != spec.datatype:
-        raise MalformedUpload(f"Input '{spec.name}' is of {spec.datatype}, not {_brief(tensor.datatype)}.")
+        raise MalformedUpload(f"Input '{spec.name}' is of {spec.datatype}, not {content.brief(tensor.datatype)}.")
     if tensor.parameters.shared_memory_region is not None:
-        raise MalformedUpload(SHARED_MEMORY)
+        raise MalformedUpload(NO_SHARED_MEMORY)
     if (tensor.data is None) == (tensor.parameters.binary_data_size is None):
         raise MalformedUpload(f"Input '{spec.name}' must have either data or binary_data_size.")
     return tensor
@@ -141,9 +113,11 @@ def _only_input(request: InferenceRequest, spec: TensorSpec) -> Input:
 def _check_shape(tensor: Input, spec: TensorSpec, available: int, max_images: int) -> None:
     expected = list(spec.shape)
     if len(tensor.shape) != len(expected) or tensor.shape[1:] != expected[1:] or tensor.shape[0] == 0:
-        raise MalformedUpload(f"Input '{spec.name}' has the shape {_brief(tensor.shape)}; it must be {expected}.")
+        raise MalformedUpload(
+            f"Input '{spec.name}' has the shape {content.brief(tensor.shape)}; it must be {expected}."
+        )
     if tensor.shape[0] > available:  # an image of less than a byte; checked before anything is sized by it
-        raise MalformedUpload(f"Input '{spec.name}' has the shape {_brief(tensor.shape)}, but not so much data.")
+        raise MalformedUpload(f"Input '{spec.name}' has the shape {content.brief(tensor.shape)}, but not so much data.")
     if tensor.shape[0] > max_images:
         raise TooLarge(f"The request has more than {max_images} images.")
 
@@ -163,7 +137,7 @@ def _from_json(tensor: Input, text: Extracted) -> Pixels:
 def _from_binary(rest: memoryview, tensor: Input) -> Pixels | list[bytes]:
     size = tensor.parameters.binary_data_size or 0
     if len(rest) < size:
-        missing = _brief(size - len(rest))
+        missing = content.brief(size - len(rest))
         raise MalformedUpload(f"Unexpected size for input '{tensor.name}', expecting {missing} additional bytes.")
     if len(rest) > size:
         raise MalformedUpload(f"Unexpected additional input data: {len(rest) - size} bytes after '{tensor.name}'.")
@@ -204,31 +178,3 @@ def _raw(rest: memoryview, spec: TensorSpec) -> Pixels | list[bytes]:
 def _file_hint(data: memoryview) -> str:
     found = content.of_file(bytes(data[: content.SAMPLE]))
     return f" The data is {found}; files are for the model whose input is BYTES." if found else ""
-
-
-def _output_format(request: InferenceRequest, output_spec: TensorSpec) -> OutputFormat:
-    names = [output.name for output in request.outputs]
-    if not names:
-        return OutputFormat(request.parameters.binary_data_output)
-    if names != [output_spec.name]:
-        tensor = _brief(", ".join(names))
-        raise MalformedUpload(f"The model has one output, '{output_spec.name}'; the request names {tensor}.")
-    parameters = request.outputs[0].parameters
-    if parameters.shared_memory_region is not None:
-        raise MalformedUpload(SHARED_MEMORY)
-    binary = parameters.binary_data
-    return OutputFormat(request.parameters.binary_data_output if binary is None else binary, parameters.classification)
-
-
-def _top_k(probabilities: NDArray[np.float32], top: int, classes: Sequence[str]) -> list[list[str]]:
-    """`value:index:label` of each image's likeliest classes, image by image."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(top, len(classes))]
-    return [
-        [f"{row[i]:.6f}:{i}:{classes[i]}" for i in best]
-        for row, best in zip(probabilities, order.tolist(), strict=True)
-    ]
-
-
-def _brief(value: object) -> str:
-    text = str(value) or "none"
-    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -6,6 +6,12 @@ SAMPLE = 100  # bytes that are looked at
 QUOTED = 20  # bytes that an error repeats
 
 
+def brief(value: object) -> str:
+    """At most 80 characters of a value."""
+    text = str(value) or "none"
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def of_body(body: bytes) -> str:
     """A body that is no JSON object."""
     start = body[:SAMPLE].lstrip()

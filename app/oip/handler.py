@@ -1,7 +1,7 @@
 """One inference request of the protocol: read the body, parse the tensors, run the pipeline, encode the output."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
@@ -20,7 +20,8 @@ from app.inference.pipeline import Classification, Deadline, Prediction, Rejecte
 from app.model.preprocessing import DecodedImage, Pixels
 from app.oip import codec
 from app.oip.codec import ParsedRequest
-from app.oip.models import VERSION, Model, find
+from app.oip.models import OOD_SCORE, VERSION, Model, find
+from app.oip.outputs import Values
 from app.state import State
 
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -70,7 +71,7 @@ async def _parse(
 
     def parse() -> ParsedRequest:
         content = bodies.decompress(body, coding, settings.max_body_bytes)
-        return codec.parse(content, json_length, model.input, model.output, settings.max_files)
+        return codec.parse(content, json_length, model.input, model.outputs, settings.max_files)
 
     if len(body) <= INLINE_BYTES and not coding:
         return parse()
@@ -95,8 +96,16 @@ def _respond(request: ParsedRequest, classification: Classification, classifier:
     }
     if request.id is not None:
         head["id"] = request.id
-    probabilities = np.stack([each.probabilities for each in classification.outcomes if isinstance(each, Prediction)])
-    body, json_length = codec.encode(head, model.output, probabilities, request.output_format, classifier.classes)
+    predictions = [each for each in classification.outcomes if isinstance(each, Prediction)]
+    tensors = [(output, _values(output.spec.name, predictions)) for output in request.outputs]
+    body, json_length = codec.encode(head, tensors, classifier.classes)
     if json_length is None:
         return Response(body, media_type="application/json")
     return Response(body, media_type="application/octet-stream", headers={JSON_LENGTH: str(json_length)})
+
+
+def _values(output: str, predictions: Sequence[Prediction]) -> Values:
+    """Float32 [N] or [N, classes]."""
+    if output == OOD_SCORE:
+        return np.array([each.ood for each in predictions], np.float32)
+    return np.stack([each.probabilities for each in predictions])

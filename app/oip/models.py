@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 
 from app.inference.classifier import Classifier
-from app.oip.codec import TensorSpec
+from app.oip.tensors import TensorSpec
 
+PROBABILITIES = "probabilities"
+OOD_SCORE = "ood_score"
 VERSION = "1"  # the protocol's versions are small integers; GET /model has the version of the weights
 
 
@@ -14,7 +16,7 @@ class Model(NamedTuple):
     name: str
     platform: str
     input: TensorSpec
-    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]
 
 
 def names(classifier: Classifier) -> tuple[str, str]:
@@ -37,8 +39,10 @@ def find(classifier: Classifier, name: str, version: str = VERSION) -> Model:
     check_name(classifier, name, version)
     is_pixels, size = name == names(classifier)[0], classifier.input_size
     images = TensorSpec("image", "UINT8", (-1, size, size, 3)) if is_pixels else TensorSpec("image", "BYTES", (-1,))
-    probabilities = TensorSpec("probabilities", "FP32", (-1, len(classifier.classes)))
-    return Model(name, classifier.engine.name, images, probabilities)
+    outputs = [TensorSpec(PROBABILITIES, "FP32", (-1, len(classifier.classes)))]
+    if classifier.weights.card.has_ood_score:
+        outputs.append(TensorSpec(OOD_SCORE, "FP32", (-1,)))
+    return Model(name, classifier.engine.name, images, tuple(outputs))
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def metadata(model: Model) -> dict[str, Any]:
         "versions": [VERSION],
         "platform": model.platform,
         "inputs": [model.input._asdict()],
-        "outputs": [model.output._asdict()],
+        "outputs": [output._asdict() for output in model.outputs],
     }
 
 
@@ -60,6 +64,9 @@ def config(model: Model, max_images: int) -> dict[str, Any]:
         "backend": model.platform,
         "max_batch_size": max_images,
         "input": [{"name": model.input.name, **kind, "format": "FORMAT_NONE", "dims": model.input.shape[1:]}],
-        "output": [{"name": model.output.name, "data_type": "TYPE_FP32", "dims": model.output.shape[1:]}],
+        "output": [
+            {"name": output.name, "data_type": f"TYPE_{output.datatype}", "dims": output.shape[1:]}
+            for output in model.outputs
+        ],
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
     }

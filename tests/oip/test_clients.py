@@ -190,8 +190,14 @@ def run(*command: str) -> str:
 
 @pytest.mark.slow
 def test_the_documents_python_names_the_cat(bundled: httpx.Client) -> None:
-    (program,) = blocks("python", bundled)
+    program, _ = blocks("python", bundled)
     assert re.match(r"\[\[b'0\.\d{6}:3:cat'( b'0\.\d{6}:\d:\w+'){2}\]\]\n", run(sys.executable, "-c", program))
+
+
+@pytest.mark.slow
+def test_the_documents_python_prints_the_score(start: Callable[..., httpx.Client], ood_weights: Path) -> None:
+    program = "".join(blocks("python", start(weights=ood_weights))).replace("cifar10_image", "tiny_image")
+    assert run(sys.executable, "-c", program).endswith("]]\n[1.]\n")
 
 
 def test_the_documents_curl_gives_the_cats_probabilities(bundled: httpx.Client) -> None:
@@ -199,6 +205,13 @@ def test_the_documents_curl_gives_the_cats_probabilities(bundled: httpx.Client) 
     probabilities = [float(text) for text in run("bash", "-c", line.removeprefix("$ ")).split()]
     assert len(probabilities) == 10
     assert np.argmax(probabilities) == CLASSES.index("cat")
+
+
+def test_the_documents_curl_gives_no_score(start: Callable[..., httpx.Client], ood_weights: Path) -> None:
+    (line,) = blocks("console", start(weights=ood_weights))
+    printed = run("bash", "-c", line.removeprefix("$ ").replace("cifar10_image", "tiny_image")).split()
+    assert len(printed) == 10
+    assert sum(map(float, printed)) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_documents_models_are_those_served(bundled: httpx.Client) -> None:

@@ -15,11 +15,14 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 
 from app.api.bodies import decompress
 from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
-from app.oip.codec import MAX_JSON, OutputFormat, ParsedRequest, TensorSpec, encode, parse
+from app.oip.codec import MAX_JSON, ParsedRequest, encode, parse
+from app.oip.outputs import SelectedOutput
+from app.oip.tensors import TensorSpec
 
 PIXELS = TensorSpec("image", "UINT8", (-1, 2, 2, 3))
 FILES = TensorSpec("image", "BYTES", (-1,))
 OUTPUT_SPEC = TensorSpec("probabilities", "FP32", (-1, 4))
+TEXT, BINARY = SelectedOutput(OUTPUT_SPEC, binary=False), SelectedOutput(OUTPUT_SPEC, binary=True)
 CLASSES = ["cat", "dog", "a:b", "wal"]
 MOST = 5
 IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3]}
@@ -32,7 +35,7 @@ probabilities = arrays(np.float32, st.tuples(st.integers(1, MOST), st.just(4)), 
 
 def read(body: bytes, json_length: int | bytes | None = None, spec: TensorSpec = PIXELS) -> ParsedRequest:
     length = str(json_length).encode() if isinstance(json_length, int) else json_length
-    return parse(body, length, spec, OUTPUT_SPEC, MOST)
+    return parse(body, length, spec, [OUTPUT_SPEC], MOST)
 
 
 def said(request: dict[str, Any], rest: bytes | None = None, spec: TensorSpec = PIXELS) -> ParsedRequest:
@@ -59,7 +62,7 @@ def test_pixels_arrive_as_the_client_sent_them(image: Any, binary: bool, name: s
     assert (length is None) is not binary
     request = read(body, length)
     assert np.array_equal(request.images, image)
-    assert (request.id, request.output_format, request.timeout_us) == (name, OutputFormat(binary=True), timeout)
+    assert (request.id, request.outputs, request.timeout_us) == (name, [BINARY], timeout)
 
 
 @given(image=images)
@@ -67,7 +70,7 @@ def test_pixels_arrive_from_nested_and_from_flat_json(image: Any) -> None:
     for data in (image.tolist(), image.ravel().tolist()):
         request = said({"inputs": [{**IMAGE, "shape": image.shape, "data": data}]})
         assert np.array_equal(request.images, image)
-        assert request.output_format == OutputFormat(binary=False)
+        assert request.outputs == [TEXT]
 
 
 @given(files=st.lists(st.binary(max_size=20), min_size=1, max_size=MOST))
@@ -80,7 +83,7 @@ def test_files_arrive_as_the_client_sent_them(files: list[bytes]) -> None:
 def test_a_raw_body_is_one_image(image: Any, file: bytes) -> None:
     request = read(image.tobytes(), 0)
     assert np.array_equal(request.images, image)
-    assert request.output_format == OutputFormat(binary=True)
+    assert request.outputs == [BINARY]
     assert read(file, 0, FILES).images == [file]
 
 
@@ -97,12 +100,12 @@ def test_how_the_answer_is_wanted(default: bool | None, own: bool | None, top: i
             "outputs": [{"name": "probabilities", "parameters": wanted}],
         }
     )
-    assert request.output_format == OutputFormat(bool(default) if own is None else own, top or 0)
+    assert request.outputs == [SelectedOutput(OUTPUT_SPEC, bool(default) if own is None else own, top or 0)]
 
 
 @given(rows=probabilities, binary=st.booleans())
 def test_probabilities_leave_bit_for_bit(rows: Any, binary: bool) -> None:
-    body, length = encode({"model_name": "m", "id": "7"}, OUTPUT_SPEC, rows, OutputFormat(binary), CLASSES)
+    body, length = encode({"model_name": "m", "id": "7"}, [(SelectedOutput(OUTPUT_SPEC, binary), rows)], CLASSES)
     result = InferenceServerClient.parse_response_body(body, header_length=length)
     back = result.as_numpy("probabilities")
     assert back.dtype == np.float32
@@ -113,7 +116,7 @@ def test_probabilities_leave_bit_for_bit(rows: Any, binary: bool) -> None:
 
 @given(rows=probabilities, binary=st.booleans(), top=st.integers(1, 6))
 def test_classes_leave_as_text(rows: Any, binary: bool, top: int) -> None:
-    body, length = encode({}, OUTPUT_SPEC, rows, OutputFormat(binary, top), CLASSES)
+    body, length = encode({}, [(SelectedOutput(OUTPUT_SPEC, binary, top), rows)], CLASSES)
     result = InferenceServerClient.parse_response_body(body, header_length=length)
     texts = result.as_numpy("probabilities")
     assert texts.shape == (len(rows), min(top, 4))
@@ -225,8 +228,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "more than 5 images",
     ),
     "raw of another size": (lambda: read(bytes(11), 0), "11 bytes; one image has 12"),
-    "unknown output": (lambda: said({"inputs": [ZEROS], "outputs": [{"name": "x"}]}), "the request names x"),
-    "output twice": (lambda: said({"inputs": [ZEROS], "outputs": [OUTPUT, OUTPUT]}), "probabilities, probabilities"),
+    "unknown output": (
+        lambda: said({"inputs": [ZEROS], "outputs": [{"name": "x"}]}),
+        "has no output 'x'; it has 'probabilities'",
+    ),
+    "output twice": (lambda: said({"inputs": [ZEROS], "outputs": [OUTPUT, OUTPUT]}), "'probabilities' twice"),
     "binary_data is no flag": (
         lambda: said({"inputs": [ZEROS], "outputs": [{**OUTPUT, "parameters": {"binary_data": 1}}]}),
         "valid boolean",
