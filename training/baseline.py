@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from app.engines import Engine
 from app.model.baseline import Baseline, Histogram, brightness
-from app.model.card import ModelCard
 from app.model.weights import Weights
 from training import metrics
 from training.data import Split
@@ -32,14 +31,10 @@ def with_histograms(weights: Weights, images: Split, probabilities: Array) -> We
         images=len(images),
         confidence=_histogram(confidence, _deciles(confidence)),
         brightness=_histogram(values, _deciles(values)),
-        ood_score=_uniform() if _has_ood(weights.card) else None,
+        ood_score=_uniform() if weights.card.has_ood_score else None,
         classes=_shares(np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])),
     )
     return weights._replace(card=weights.card.model_copy(update={"baseline": baseline}))
-
-
-def _has_ood(card: ModelCard) -> bool:
-    return any(each.ood is not None for each in (card, *card.networks))
 
 
 def _uniform() -> Histogram:
