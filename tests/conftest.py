@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from app.application import create_app
 from app.engines.pytorch import load_network
 from app.http.http_protocol import Protocol
+from app.model.baseline import Baseline, Histogram
 from app.model.calibration import calibrated_softmax
 from app.model.card import ModelCard, Stage
 from app.model.networks import ConvNet, fold_batchnorms
@@ -56,6 +57,22 @@ def ood_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {WHITENING: np.eye(16, dtype=np.float16), MEANS: np.zeros((10, 16), np.float16)}
     card = tiny.card.model_copy(update={"ood": calibration})
     save(path, card, tiny.state | tensors, tiny.reference_images, tiny.reference_probabilities)
+    return path
+
+
+@pytest.fixture(scope="session")
+def baseline_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with the histograms of held-out images that are all bright and of two classes."""
+    path = tmp_path_factory.mktemp("weights") / "baseline.safetensors"
+    tiny, halves = untrained("tiny", 8), [0.5, 0.5]
+    baseline = Baseline(
+        images=1000,
+        confidence=Histogram(edges=[0.5], shares=halves),
+        brightness=Histogram(edges=[250], shares=[0, 1]),
+        classes=halves + [0] * 8,
+    )
+    card = tiny.card.model_copy(update={"baseline": baseline})
+    save(path, card, tiny.state, tiny.reference_images, tiny.reference_probabilities)
     return path
 
 

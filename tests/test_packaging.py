@@ -25,13 +25,13 @@ def padded(version: str) -> list[int]:
     return ([int(part) for part in version.split(".")] + [0, 0])[:3]
 
 
-@pytest.mark.parametrize("name", requirements(*EXTRAS))
+@pytest.mark.parametrize("name", sorted(requirements(*EXTRAS)))
 def test_constraints_pin_every_direct_dependency(name: str) -> None:
     requirement = requirements(*EXTRAS)[name]
     assert constraints("constraints.txt")[name] in requirement.specifier
 
 
-@pytest.mark.parametrize("name", requirements("dev"))
+@pytest.mark.parametrize("name", sorted(requirements("dev")))
 def test_lowest_constraints_are_the_lower_bounds(name: str) -> None:
     """A lower bound has no release of its own if the next patch release is the first one."""
     version, bound = constraints("constraints-lowest.txt")[name], lower_bound(requirements("dev")[name])

@@ -71,11 +71,11 @@ def configuration(port: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def monitored(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
+def monitored(baseline_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     flags = [f"--config.file={folder}/config.yml", f"--storage.tsdb.path={folder}/data", "--log.level=warn"]
     with ExitStack() as service_stack, httpx.Client(base_url=f"http://127.0.0.1:{port}") as prometheus:
-        settings = Settings(weights=tiny_weights, max_batch=16)
+        settings = Settings(weights=baseline_weights, max_batch=16)
         service = service_stack.enter_context(serving(settings, fault_injection.load(fault_injection.raising)))
         (folder / "config.yml").write_text(yaml.safe_dump(configuration(service.base_url.port or 0)))
         running = subprocess.Popen(["prometheus", *flags, f"--web.listen-address=127.0.0.1:{port}"])
@@ -95,7 +95,7 @@ def test_rules_load_and_stay_silent_for_a_healthy_service(monitored: Monitored, 
     until(lambda: monitored.alerting() == set())  # before the first scrape, ThirtytwoDown is pending
 
 
-def test_failures_raise_alerts_and_panels_have_data(monitored: Monitored, cat: bytes) -> None:
+def test_failures_raise_alerts_and_panels_have_data(monitored: Monitored) -> None:
     def alerted() -> bool:
         monitored.service.post("/v2/models/tiny_image/infer", content=WHITE, headers=RAW)
         monitored.service.post("/v2/models/tiny_image/infer", content=b"no picture", headers=RAW)
@@ -103,7 +103,7 @@ def test_failures_raise_alerts_and_panels_have_data(monitored: Monitored, cat: b
         return monitored.alerting() >= {"ThirtytwoErrors", "ThirtytwoBadFiles"}
 
     until(alerted)
-    pictures = [("file", (path.name, path.read_bytes())) for path in sorted(EXAMPLES.glob("*.png"))]
+    pictures = [("file", (path.name, path.read_bytes())) for path in sorted(EXAMPLES.glob("*.png"))] * 20
 
     def shown() -> bool:
         monitored.service.post("/predict", files=pictures)
@@ -117,6 +117,14 @@ def finite(monitored: Monitored, query: str) -> bool:
     """Whether the panel's query returns at least one number."""
     results = monitored.query("query", query=without_variables(query, "1m"))["result"]
     return any(float(result["value"][1]) == float(result["value"][1]) for result in results)
+
+
+def test_changed_images_raise_an_alert(monitored: Monitored, cat: bytes) -> None:
+    def alerted() -> bool:
+        assert monitored.service.post("/predict", files=[("file", ("cat.png", cat))] * 250).status_code == 200
+        return "ThirtytwoDrift" in monitored.alerting()
+
+    until(alerted)
 
 
 def test_stopped_service_raises_an_alert(monitored: Monitored) -> None:
