@@ -5,6 +5,7 @@ import gc
 import logging
 import mimetypes
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -35,7 +36,8 @@ from app.process.lifecycle import Lifecycle, Phase, watch
 from app.settings import Settings
 from app.sources import EngineProcessSource, FileSource, LoadEngine, Source
 from app.state import State
-from app.telemetry import device_memory
+from app.telemetry import capacity, device_memory
+from app.telemetry.capacity import BusyShare, EngineUsage
 from app.telemetry.drift import DriftMonitor
 from app.telemetry.metrics import Metrics
 from app.telemetry.statistics import Statistics
@@ -68,7 +70,8 @@ def lifespan(
         classifier, file = source.start()
         file_watch = FileWatch(settings.weights, file)
         # with a link, the engine process has the metrics of batches
-        observe_batch = _observer(metrics, statistics) if link is None else statistics.observe_batch
+        usage = EngineUsage(classifier.cost) if link is None else None
+        observe_batch = _observer(metrics, statistics, usage) if usage else statistics.observe_batch
         pipeline = build_pipeline(settings, classifier, observe_batch)
         metrics.queue_limit.set(pipeline.batcher.queue.limit)
         drift = DriftMonitor(metrics)
@@ -95,6 +98,7 @@ def lifespan(
             # a batch in the engine process waits for those of other front ends; that process has the watchdog
             limit_s = settings.inference_timeout_s if link is None else inf
             tasks.append(asyncio.create_task(watch(pipeline.batcher, lifecycle, limit_s)))
+            tasks.append(asyncio.create_task(capacity.repeat(_sampler(pipeline, metrics, usage))))
             stop_observing = _observe_memory(pipeline, metrics)
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
@@ -178,6 +182,8 @@ def _describing(source: Source, metrics: Metrics) -> Callable[[Weights], Classif
 
     def build(file: Weights) -> Classifier:
         classifier = source.build(file)
+        if isinstance(source, FileSource):
+            _ = classifier.cost  # measured in this thread; the event loop reads it after the switch
         _describe(metrics, classifier)
         return classifier
 
@@ -203,12 +209,27 @@ def _observe_memory(pipeline: Pipeline, metrics: Metrics) -> Callable[[], None]:
     return device_memory.start(lambda: pipeline.classifier.engine.memory(), observe)
 
 
-def _observer(metrics: Metrics, statistics: Statistics) -> Callable[[int, float], None]:
+def _observer(metrics: Metrics, statistics: Statistics, usage: EngineUsage) -> Callable[[int, float], None]:
     def observe(size: int, seconds: float) -> None:
         metrics.observe_batch(size, seconds)
         statistics.observe_batch(size, seconds)
+        usage.observe_batch(size, seconds)
 
     return observe
+
+
+def _sampler(pipeline: Pipeline, metrics: Metrics, usage: EngineUsage | None) -> Callable[[], None]:
+    """Writes the capacity and the utilisation of each resource; created and called on the event loop."""
+    event_loop = BusyShare(lambda: (time.thread_time(),))
+    decoder = BusyShare(lambda: pipeline.decoder_busy_s)
+
+    def sample() -> None:
+        metrics.observe_utilization("event_loop", event_loop.sample())
+        metrics.observe_utilization("decoder", decoder.sample())
+        if usage:
+            metrics.observe_engine(*usage.sample(pipeline.classifier.cost))
+
+    return sample
 
 
 def _describe(metrics: Metrics, classifier: Classifier) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from heapq import nlargest
 from itertools import repeat
 from time import perf_counter
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines import Engine, Output, verify_references
+from app.engines import Engine, Output, batch_cost, verify_references
+from app.engines.batch_cost import BatchCost
 from app.model.baseline import brightness
 from app.model.ood import is_ood
 from app.model.preprocessing import DecodedImage
@@ -71,6 +73,11 @@ class Classifier:
     def verify(self) -> None:
         """Raises WeightsError if the engine no longer reproduces the reference outputs, or what the engine raises."""
         verify_references(self.engine, self.weights)
+
+    @cached_property
+    def cost(self) -> BatchCost:
+        """Measured at the first access, which blocks for several passes."""
+        return batch_cost.measure(self.engine, self.weights.reference_images, max(self.batch_sizes))
 
     def measure_rate(self) -> float:
         """Images/s of one pass of the largest batch size."""

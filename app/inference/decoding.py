@@ -42,10 +42,16 @@ class DecodePool:
         self._large: deque[_Job] = deque()
         self._backlog_s = 0.0  # estimated seconds of the jobs that wait for the second thread
         self._closed = False
+        self._busy_s = [0.0, 0.0]  # by thread
         self._threads = [
             threading.Thread(target=self._decode_small, name="decode-small", daemon=True),
             threading.Thread(target=self._decode_large, name="decode-large", daemon=True),
         ]
+
+    @property
+    def busy_s(self) -> tuple[float, float]:
+        """Seconds in which the first and the second thread decoded, since the start."""
+        return self._busy_s[0], self._busy_s[1]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -94,15 +100,18 @@ class DecodePool:
 
     def _decode_small(self) -> None:
         while job := self._next(self._small):
-            end = time.monotonic() + SLICE_S
-            while self._advance(job, small=True) and time.monotonic() < end:
+            start = time.monotonic()
+            while self._advance(job, small=True) and time.monotonic() < start + SLICE_S:
                 pass
+            self._busy_s[0] += time.monotonic() - start
             self._finish_turn(job)
 
     def _decode_large(self) -> None:
         lower_priority()
         while job := self._next(self._large):
+            start = time.monotonic()
             self._advance(job, small=False)
+            self._busy_s[1] += time.monotonic() - start
             self._finish_turn(job)
 
     def _advance(self, job: "_Job", small: bool) -> bool:

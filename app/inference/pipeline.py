@@ -79,6 +79,11 @@ class Pipeline:
         """Of one image; the size is that of the first classifier."""
         return self._decoder.limits
 
+    @property
+    def decoder_busy_s(self) -> tuple[float, float]:
+        """Seconds in which each of the decoder threads worked, since the start."""
+        return self._decoder.busy_s
+
     def replace(self, classifier: Classifier) -> Classifier:
         """Later requests run on this classifier; returns the former. Belongs to the event loop."""
         former, self.classifier = self.classifier, classifier

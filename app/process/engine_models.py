@@ -18,6 +18,7 @@ class HostedModel:
     def __init__(self, classifier: Classifier, file: Fingerprint | None) -> None:
         self.classifier = classifier
         self.file = file  # when it was read last
+        self.cost = classifier.cost  # measured in the thread of the load
         self.engine_model = EngineModel(classifier.run, classifier.verify)
         self.channels = 0
 

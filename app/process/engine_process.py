@@ -21,7 +21,8 @@ from app.process.engine_models import CHANNELS, EngineModels
 from app.process.lifecycle import Lifecycle, watch
 from app.settings import Settings
 from app.sources import FileSource, LoadEngine
-from app.telemetry import device_memory, log_stream
+from app.telemetry import capacity, device_memory, log_stream
+from app.telemetry.capacity import EngineUsage
 from app.telemetry.log_stream import exit_process
 from app.telemetry.metrics import Metrics
 
@@ -57,9 +58,10 @@ class EngineProcess:
         self._limit_s = settings.inference_timeout_s
         self._metrics = Metrics()
         log_stream.stderr().on_drop(self._metrics.log_lines_dropped.inc)
+        self._usage = EngineUsage(models.current.cost)
         classifier = models.current.classifier  # later models have the same batch sizes
         self._server = EngineServer(
-            max(classifier.batch_sizes), classifier.engine.streams, self._metrics.observe_batch, self._on_close
+            max(classifier.batch_sizes), classifier.engine.streams, self._observe_batch, self._on_close
         )
         self._control = control
         self._links: set[socket.socket] = set()
@@ -76,6 +78,7 @@ class EngineProcess:
         self._loop.add_reader(self._control, self._receive_link)
         self._server.start()
         self._observe_memory()
+        self._start(capacity.repeat(self._sample))
         watchdog = self._start(watch(self._server, Lifecycle(), self._limit_s))
         on_ready()
         await asyncio.wait({watchdog, self._start(self._wait_until_stopped())}, return_when=asyncio.FIRST_COMPLETED)
@@ -87,6 +90,13 @@ class EngineProcess:
         device_memory.start(
             lambda: models.current.classifier.engine.memory(), partial(self._metrics.observe_memory, device)
         )
+
+    def _observe_batch(self, images: int, seconds: float) -> None:
+        self._metrics.observe_batch(images, seconds)
+        self._usage.observe_batch(images, seconds)
+
+    def _sample(self) -> None:
+        self._metrics.observe_engine(*self._usage.sample(self._models.current.cost))
 
     def _on_close(self, model: EngineModel) -> None:
         """Called in a thread of the server."""

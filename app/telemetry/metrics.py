@@ -121,10 +121,22 @@ class Metrics:
             ["device", "state"],
             multiprocess_mode="livemostrecent",
         )
+        self.capacity = gauge(
+            "thirtytwo_capacity_images_per_second",
+            "Images/s of the engine in full batches, at the speed of the last minute's batches.",
+            multiprocess_mode="livesum",  # the engine process alone sets it
+        )
+        self.utilization = gauge(
+            "thirtytwo_utilization_ratio",
+            "Share of each resource in use over the last minute; the highest limits the instance.",
+            ["resource"],
+            multiprocess_mode="livemax",
+        )
         for outcome in ("success", "unchanged", "failure"):  # so that the first failure is a rise from 0
             self.loads.labels(outcome)
         self._model: tuple[str, ...] = ()  # labels of `model_info`
         self._expected_stages = 0
+        self._utilization: dict[str, float] = {}  # by resource
         self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._of_class: dict[str, tuple[Counter, Counter]] = {}  # of all models that have served
         self._of_stage: dict[int, Counter] = {}
@@ -191,6 +203,19 @@ class Metrics:
     def observe_drift(self, feature: str, index: float, critical: float) -> None:
         self.drift_psi.labels(feature).set(index)
         self.drift_psi_critical.labels(feature).set(critical)
+
+    def observe_utilization(self, resource: str, ratio: float) -> None:
+        self._utilization[resource] = ratio
+        self.utilization.labels(resource).set(ratio)
+
+    def observe_engine(self, images_per_s: float, utilization: float) -> None:
+        self.capacity.set(images_per_s)
+        self.observe_utilization("engine", utilization)
+
+    @property
+    def highest_utilization(self) -> float:
+        """Of this process's resources; 0 before the first observation."""
+        return max(self._utilization.values(), default=0.0)
 
     def observe_memory(self, device: str, used: int, total: int) -> None:
         self.device_memory.labels(device, "used").set(used)

@@ -161,6 +161,9 @@ def test_engine_process_reports_batches_and_memory(tiny_weights: Path, cat: byte
         assert value("thirtytwo_predictions_total") == 20
         assert value('thirtytwo_requests_total{route="/predict"') == 20
         assert value("thirtytwo_model_info") == 1
+        assert value("thirtytwo_capacity_images_per_second") > 0
+        wait_until(lambda: value('thirtytwo_utilization_ratio{resource="engine"') > 0)  # of the engine process
+        wait_until(lambda: value('thirtytwo_utilization_ratio{resource="event_loop"') > 0)  # of a front end
         resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children(running.pid))
         assert value("process_resident_memory_bytes") == pytest.approx(resident * os.sysconf("SC_PAGE_SIZE"), rel=0.1)
 

@@ -1,6 +1,7 @@
 """What /metrics tells of the work that was done."""
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from app.model.weights import Weights
 from app.settings import Settings
 from app.sources import load_engine
 from tests.conftest import CLASSES, EXAMPLES, serving
+from tests.support.images import png
 
 Start = Callable[..., httpx.Client]
 
@@ -155,3 +157,19 @@ def test_memory_is_that_of_the_device_and_of_the_process(client: httpx.Client, t
 @pytest.mark.parametrize("limit", [256, 4096])
 def test_queue_limit_is_exported(start: Start, limit: int) -> None:
     assert read(start(max_queue=limit), "thirtytwo_queue_limit") == {(): limit}
+
+
+def test_capacity_is_exported_before_the_first_image(client: httpx.Client) -> None:
+    (capacity,) = read(client, "thirtytwo_capacity_images_per_second").values()
+    assert capacity > 0
+    assert set(read(client, "thirtytwo_utilization_ratio")) == {("engine",), ("event_loop",), ("decoder",)}
+
+
+@pytest.mark.slow  # waits for a sample
+def test_utilization_follows_requests(start: Start, cat: bytes) -> None:
+    client, large = start(), png(2000, 2000)
+    deadline = time.monotonic() + 60
+    while not all(read(client, "thirtytwo_utilization_ratio").values()):
+        assert time.monotonic() < deadline
+        client.post("/predict", files=form(cat, large))
+    assert all(0 < ratio <= 1 for ratio in read(client, "thirtytwo_utilization_ratio").values())
