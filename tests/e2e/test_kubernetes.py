@@ -1,6 +1,7 @@
 """Manifests as kubectl renders them: valid by Kubernetes' schemas and consistent with the service."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import yaml
 from app import __version__
 from app.api.routes import router
 from app.settings import PREFIX, Settings
+from app.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+COMPONENTS = KUBERNETES / "components"
 SCHEMAS = "1.37"
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or "kubectl"
 
@@ -32,15 +35,19 @@ def render(folder: Path) -> dict[str, Manifest]:
     return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
-    """The GPU overlay with both components."""
-    folder = tmp_path_factory.mktemp("everything")
+def gpu_overlay(folder: Path, *names: str) -> dict[str, Manifest]:
+    """With these components."""
     place = os.path.relpath(KUBERNETES.resolve(), folder.resolve())
-    components = [f"{place}/components/{name}" for name in ("monitoring", "queue-scaling")]
+    components = [f"{place}/components/{name}" for name in names]
     content = {"resources": [f"{place}/overlays/gpu"], "components": components}
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
     return render(folder)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
+    """The GPU overlay with monitoring and scaling by queue size."""
+    return gpu_overlay(tmp_path_factory.mktemp("everything"), "monitoring", "queue-scaling")
 
 
 @pytest.fixture(scope="module", params=["base", "overlays/gpu", "all"])
@@ -91,6 +98,90 @@ def test_service_monitor_matches_the_service(everything: dict[str, Manifest]) ->
 
 def test_queue_scaling_replaces_the_cpu_metric(everything: dict[str, Manifest]) -> None:
     assert [metric["type"] for metric in everything["HorizontalPodAutoscaler"]["spec"]["metrics"]] == ["Pods"]
+
+
+def adapter_rules() -> list[dict[str, Any]]:
+    values = yaml.safe_load((COMPONENTS / "utilization-scaling" / "adapter.yaml").read_text())
+    rules: list[dict[str, Any]] = values["rules"]["custom"]
+    return rules
+
+
+def adapter_query(rule: dict[str, Any]) -> str:
+    """The rule's PromQL for the pods of the default namespace."""
+    series = rule["seriesQuery"].partition("{")[0]
+    parts = {"<<.GroupBy>>": "pod", "<<.Series>>": series, "<<.LabelMatchers>>": 'namespace="default", pod=~"a|b"'}
+    query: str = rule["metricsQuery"]
+    for name, value in parts.items():
+        query = query.replace(name, value)
+    return query
+
+
+def triggers() -> list[dict[str, str]]:
+    manifest = yaml.safe_load((COMPONENTS / "keda-scaling" / "scaledobject.yaml").read_text())
+    return [trigger["metadata"] for trigger in manifest["spec"]["triggers"]]
+
+
+def test_utilization_scaling_has_a_rule_for_each_metric(tmp_path: Path) -> None:
+    manifests = gpu_overlay(tmp_path, "monitoring", "utilization-scaling")
+    kubernetes_validate.validate(manifests["HorizontalPodAutoscaler"], SCHEMAS, strict=True)
+    metrics = [metric["pods"] for metric in manifests["HorizontalPodAutoscaler"]["spec"]["metrics"]]
+    targets = {metric["metric"]["name"]: metric["target"]["averageValue"] for metric in metrics}
+    assert targets == {"thirtytwo_utilization_ratio": "700m", "thirtytwo_queue_size": "64"}
+    assert [rule["name"]["as"] for rule in adapter_rules()] == list(targets)
+    assert all(rule["seriesQuery"].startswith(rule["name"]["as"] + "{") for rule in adapter_rules())
+    assert all(set(rule["resources"]["overrides"]) == {"namespace", "pod"} for rule in adapter_rules())
+
+
+def test_keda_replaces_the_autoscaler(tmp_path: Path) -> None:
+    manifests = gpu_overlay(tmp_path, "monitoring", "keda-scaling")
+    assert "HorizontalPodAutoscaler" not in manifests
+    spec = manifests["ScaledObject"]["spec"]
+    assert spec["scaleTargetRef"]["name"] == manifests["Deployment"]["metadata"]["name"]
+    assert 0 < spec["minReplicaCount"] <= spec["maxReplicaCount"]
+    assert [trigger["type"] for trigger in spec["triggers"]] == ["prometheus"] * len(triggers())
+
+
+def test_scaling_queries_use_exported_metrics() -> None:
+    queries = [adapter_query(rule) for rule in adapter_rules()] + [trigger["query"] for trigger in triggers()]
+    names = {family.name for family in Metrics().registry.collect()}
+    assert {name for query in queries for name in re.findall(r"thirtytwo_\w+", query)} <= names
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's prometheus package) is not installed")
+def test_scaling_queries_return_the_load(tmp_path: Path) -> None:
+    """Two pods: one is limited by its engine, the other by its event loop."""
+    labels = 'job="thirtytwo", namespace="default"'
+    series = {
+        f'thirtytwo_utilization_ratio{{{labels}, pod="a", resource="engine"}}': 0.9,
+        f'thirtytwo_utilization_ratio{{{labels}, pod="a", resource="event_loop"}}': 0.2,
+        f'thirtytwo_utilization_ratio{{{labels}, pod="b", resource="engine"}}': 0.1,
+        f'thirtytwo_utilization_ratio{{{labels}, pod="b", resource="event_loop"}}': 0.75,
+        f'thirtytwo_queue_size{{{labels}, pod="a"}}': 30,
+        f'thirtytwo_queue_size{{{labels}, pod="b"}}': 50,
+    }
+    expected: dict[str, list[dict[str, Any]]] = {
+        adapter_query(adapter_rules()[0]): [sample(0.9, pod="a"), sample(0.75, pod="b")],
+        adapter_query(adapter_rules()[1]): [sample(30, pod="a"), sample(50, pod="b")],
+        triggers()[0]["query"]: [sample(1.65)],  # three replicas at 0.7
+        triggers()[1]["query"]: [sample(80)],
+    }
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": f"{value}x4"} for name, value in series.items()],
+        "promql_expr_test": [
+            {"expr": query, "eval_time": "1m", "exp_samples": samples} for query, samples in expected.items()
+        ],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"tests": [test]}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def sample(value: float, **labels: str) -> dict[str, Any]:
+    pairs = ", ".join(f'{name}="{text}"' for name, text in labels.items())
+    return {"labels": f"{{{pairs}}}", "value": value}
 
 
 def test_gpu_overlay_requires_a_gpu(everything: dict[str, Manifest]) -> None:

@@ -27,6 +27,7 @@ def exported() -> Iterator[Metric]:
     metrics.observe_memory("cuda:0", 1, 2)
     metrics.rejections.labels("too-large")
     metrics.observe_key("shop", 1, accepted=True)
+    metrics.observe_engine(1000.0, 0.5)
     metrics.observe_shadow([("cat", True)], 0.1)
     metrics.observe_drift("confidence", 0.1, 0.02)
     return (metric for metric in metrics.registry.collect() if metric.name.startswith("thirtytwo_"))
