@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +20,7 @@ from app.application import create_app
 from app.settings import Settings
 from app.sources import LoadEngine, load_engine
 from app.telemetry import logs
+from deploy.ray_autoscaling import UtilizationPolicy
 
 
 def app(settings: Settings) -> Application:
@@ -36,7 +37,11 @@ def replicas(settings: Settings, load_engine: LoadEngine = load_engine, **option
         "max_ongoing_requests": min(2 * max_batch, max_queue),
         "max_queued_requests": max_queue,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=1),
-        "autoscaling_config": AutoscalingConfig(max_replicas=4, target_ongoing_requests=max_batch),
+        "autoscaling_config": AutoscalingConfig(
+            max_replicas=4,
+            target_ongoing_requests=max_batch,
+            policy=AutoscalingPolicy(policy_function=UtilizationPolicy),
+        ),
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_s,
         "logging_config": LoggingConfig(enable_access_log=False),  # the application logs its own
         "ray_actor_options": {
@@ -61,6 +66,10 @@ class Replica:
         settings = settings.model_copy(update={"threads": settings.threads or max(1, int(cpus))})
         self._application = RayApplication(create_app(settings, self._load_engine))
         return self._application
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray averages them over `look_back_period_s` for the policy."""
+        return {"utilization": self._application.state["service"].metrics.highest_utilization}
 
     def check_health(self) -> None:
         self._application.state["service"].lifecycle.check_alive()

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-REQUIRED = {"browser": "playwright", "test_kubernetes.py": "kubernetes_validate", "test_ray_serve.py": "ray"}
+REQUIRED = {
+    "browser": "playwright",
+    "test_kubernetes.py": "kubernetes_validate",
+    "test_ray_autoscaling.py": "ray",
+    "test_ray_serve.py": "ray",
+}
 
 STATIC = {"test_containers.py", "test_monitoring.py"}  # read files only
 
