@@ -30,7 +30,8 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every port on loo
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
-from ray.serve.context import _get_global_client  # no public API has a replica's node and process
+from ray.serve._private.common import DeploymentID
+from ray.serve.context import _get_global_client  # no public API has a replica's node, process and metrics
 
 from deploy import ray_serve
 
@@ -131,6 +132,13 @@ def running(application: str = "thirtytwo") -> dict[str, Process]:
     return {each["replica_id"]: (each["node_id"], each["pid"]) for each in found if each["state"] == "RUNNING"}
 
 
+def reported_utilization() -> list[float]:
+    """Of each replica, as the controller passes it to the autoscaling policy."""
+    query = _get_global_client()._controller._get_metrics_for_deployment_for_testing
+    metrics = ray.get(query.remote(DeploymentID("Replica", "thirtytwo")))
+    return [sample.value for series in metrics.get("utilization", []) for sample in series] or [0.0]
+
+
 @contextmanager
 def under_load(url: str, cat: bytes) -> Iterator[list[Future[list[int]]]]:
     """Clients in closed loops; each future has one client's statuses in order."""
@@ -207,6 +215,7 @@ def test_load_starts_a_replica_on_the_other_node(url: str, cat: bytes) -> None:
         wait_for(lambda: len(running()) == 2)
     assert {status for caller in callers for status in caller.result()} == {200}
     assert len({node for node, _ in running().values()}) == 2
+    wait_for(lambda: 0 < max(reported_utilization()) <= 1)
     wait_for(lambda: responding_replicas(url, cat) == 2)
 
 
