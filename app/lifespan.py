@@ -219,7 +219,7 @@ def _observer(metrics: Metrics, statistics: Statistics, usage: EngineUsage) -> C
 
 
 def _sampler(pipeline: Pipeline, metrics: Metrics, usage: EngineUsage | None) -> Callable[[], None]:
-    """Writes the capacity and the utilisation of each resource; created and called on the event loop."""
+    """Writes the capacity and the utilization of each resource; created and called on the event loop."""
     event_loop = BusyShare(lambda: (time.thread_time(),))
     decoder = BusyShare(lambda: pipeline.decoder_busy_s)
 

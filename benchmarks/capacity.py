@@ -129,7 +129,7 @@ def plan(arguments: argparse.Namespace, replica: Service) -> Plan:
         arguments.cores,
         arguments.price,
         arguments.request_bytes or sum(map(len, forms)) / len(forms),
-        arguments.response_bytes or 411 + 232 * arguments.images,  # measured, see docs/capacity.md
+        arguments.response_bytes or 389 + 228 * arguments.images,  # measured, see docs/capacity.md
         float(result.latencies.mean()),
     )
 
@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     number("--cores", type=float, default=2, help="of a replica [%(default)g]")
     number("--price", type=float, default=0.04, help="of a core for an hour, an assumption [%(default)g]")
     number("--request-bytes", type=float, help="of a request with its head [that of the benchmark's forms]")
-    number("--response-bytes", type=float, help="of a response with its head [411 + 232 for each image]")
+    number("--response-bytes", type=float, help="of a response with its head [389 + 228 for each image]")
     number("--seed", type=int, default=0, help="[%(default)s]")
     number("--plan-only", action="store_true", help="leave out the tables of the simulation")
     return flags

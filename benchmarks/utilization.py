@@ -1,4 +1,4 @@
-"""The utilisation that /metrics exports against the load that was offered, as shares of the measured peak.
+"""The utilization that /metrics exports against the load that was offered, as shares of the measured peak.
 
     python -m benchmarks.utilization [--loads 0.3 0.5 0.7]
 

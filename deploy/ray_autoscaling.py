@@ -1,4 +1,4 @@
-"""The number of replicas on Ray, by utilisation and by requests in progress.
+"""The number of replicas on Ray, by utilization and by requests in progress.
 
 Ray sends this class to its controller by value, so it uses no other module.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class UtilizationPolicy:
     """Replicas at `target_utilization` on average, or more if `target_ongoing_requests` of the deployment needs them.
 
-    The utilisation is proportional to the load but never above 1 and late after a jump of the load. The requests in
+    The utilization is proportional to the load but never above 1 and late after a jump of the load. The requests in
     progress follow at once, but grow only when the replicas are nearly full.
     """
 

@@ -1,7 +1,7 @@
-"""Capacity of the engine and utilisation of each resource, over the last minute.
+"""Capacity of the engine and utilization of each resource, over the last minute.
 
-Utilisation by the utilisation law (Denning and Buzen 1978): throughput times service demand. The demand of an image is
-that in a full batch. So utilisation is proportional to the load, while the mere share of time in which the engine runs
+Utilization by the utilization law (Denning and Buzen 1978): throughput times service demand. The demand of an image is
+that in a full batch. So utilization is proportional to the load, while the mere share of time in which the engine runs
 is not: at low load it runs small batches, which cost more an image.
 """
 

@@ -1,4 +1,4 @@
-"""The table of utilisation by load, against the service with a small network."""
+"""The table of utilization by load, against the service with a small network."""
 
 from pathlib import Path
 

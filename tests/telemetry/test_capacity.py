@@ -1,4 +1,4 @@
-"""Capacity and utilisation of simulated batches, on a clock that the tests set."""
+"""Capacity and utilization of simulated batches, on a clock that the tests set."""
 
 from collections.abc import Callable
 
