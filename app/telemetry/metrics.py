@@ -4,8 +4,7 @@ Several workers store their values in one folder, named by FOLDER in the environ
 """
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.model.ood import is_ood
+from app.telemetry.processes import Processes, living
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by the library at import
 
@@ -227,32 +225,5 @@ class Metrics:
             return generate_latest(self.registry)
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone, folder)
-        everyone.register(Processes(_living(Path(folder))))
+        everyone.register(Processes(living(Path(folder))))
         return generate_latest(everyone)
-
-
-class Processes(Collector):
-    """The library's process metrics, memory above all, summed over several processes."""
-
-    def __init__(self, pids: Iterable[int]) -> None:
-        self._pids = pids
-
-    def collect(self) -> Iterator[Metric]:
-        metrics = [
-            metric for pid in self._pids for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect()
-        ]
-        for name, first in {metric.name: metric for metric in reversed(metrics)}.items():
-            values = [metric.samples[0].value for metric in metrics if metric.name == name]
-            total = min(values) if name == "process_start_time_seconds" else sum(values)
-            together = Metric(name, first.documentation, first.type)
-            together.add_sample(first.samples[0].name, {}, total)
-            yield together
-
-
-def _living(folder: Path) -> set[int]:
-    """The running workers. Removes the gauges of those that have exited; their counters stay."""
-    pids = {int(match[1]) for file in folder.glob("gauge_live*.db") if (match := re.search(r"_(\d+)\.db$", file.name))}
-    for pid in [pid for pid in pids if not Path(f"/proc/{pid}").exists()]:
-        mark_process_dead(pid, str(folder))
-        pids.remove(pid)
-    return pids
