@@ -15,6 +15,8 @@ BIN := .venv/bin
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 PIP := $(BIN)/$(INSTALL) --constraint constraints.txt
 IMAGE = thirtytwo:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+# More than two cores: tests of processes wait most of the time.
+TEST_PROCESSES ?= 4
 FAST := not slow and not e2e and not browser and not cluster
 
 .PHONY: help serve train evaluate test test-fast test-lowest lint docs screenshot bench gpu-check soak overload fuzz image audit clean
@@ -31,10 +33,10 @@ evaluate: .venv/train  ## evaluate the bundled weights on DATA; passes ARGS="...
 	$(BIN)/python -m training.evaluate --data $(DATA) $(ARGS)
 
 test: .venv/test  ## run all tests; passes ARGS="..." to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 test-fast: .venv/dev  ## run the unmarked tests, in under a minute; passes ARGS="..." to pytest
-	$(BIN)/python -m pytest --no-cov -m "$(FAST)" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-cov -m "$(FAST)" $(ARGS)
 
 test-lowest: .venv-lowest/dev  ## run the unmarked tests on the lowest allowed versions; passes ARGS="..." to pytest
 	.venv-lowest/bin/python -m pytest --no-cov -m "$(FAST)" $(ARGS)

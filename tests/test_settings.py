@@ -108,6 +108,7 @@ def test_equivalent_spellings_are_normalised(
     assert getattr(settings.load(), variable.lower()) == expected
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30))
 def test_any_list_value_is_accepted_or_one_line(value: str) -> None:
     for field in ("cors_origins", "allowed_hosts", "trusted_proxies", "root_path", "device", "host"):

@@ -17,6 +17,7 @@ Start = Callable[..., httpx.Client]
 PNG = {"content-type": "image/png"}
 
 
+@pytest.mark.slow
 def test_only_allowed_hosts_are_served(start: Start) -> None:
     client = start(allowed_hosts="a.org, *.b.org, ::1")
     for host in ("a.org", "A.org:8000", "x.b.org", "y.x.b.org:1", "[::1]:80"):
@@ -50,6 +51,7 @@ def test_root_path_works_stripped_and_not_stripped(start: Start, cat: bytes) -> 
     assert client.get("/class%20ifier2/model").status_code == 404
 
 
+@pytest.mark.slow
 def test_cors_allows_only_the_named_origins(start: Start, cat: bytes) -> None:
     closed = start().post("/predict", content=cat, headers=PNG | {"origin": "https://a.org"})
     assert "access-control-allow-origin" not in closed.headers

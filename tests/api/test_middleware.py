@@ -80,6 +80,7 @@ def cross_origin(tiny_weights: Path) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "status"),
     [

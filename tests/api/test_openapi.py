@@ -1,6 +1,7 @@
 """The schema's examples are what the service would answer."""
 
 import httpx
+import pytest
 
 from app.api import openapi
 from app.api.problems import MEDIA_TYPE
@@ -22,6 +23,7 @@ def test_the_examples_of_an_answer_fit() -> None:
         Predictions.model_validate(example["value"])
 
 
+@pytest.mark.slow
 def test_the_examples_are_in_the_schema_and_no_other_errors(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     answers = schema["paths"]["/predict"]["post"]["responses"]

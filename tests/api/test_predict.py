@@ -72,6 +72,7 @@ def test_cascade_exits_are_counted_and_can_be_turned_off(start: Start, cascade_w
         assert early_exit or exits[2] == count
 
 
+@pytest.mark.slow
 def test_out_of_distribution_images_are_marked_and_counted(start: Start, ood_weights: Path, cat: bytes) -> None:
     client = start(weights=ood_weights)
     (prediction,) = client.post("/predict", files=form(("cat.png", cat))).json()["predictions"]
@@ -194,6 +195,7 @@ def test_limits(start: Start, cat: bytes) -> None:
     assert "label" in among[1]
 
 
+@pytest.mark.slow
 def test_a_chunked_body_is_refused_when_it_passes_the_limit(start: Start) -> None:
     client = start(max_body_bytes=10_000, max_file_bytes=10_000)
     chunks = (bytes(4096) for _ in range(5_000))
@@ -209,6 +211,7 @@ def test_strict_size(start: Start, cat: bytes) -> None:
     problem(client.post("/predict", files=form(("chelsea.png", photo))), 422, "wrong-size")
 
 
+@pytest.mark.slow
 def test_api_keys(start: Start, cat: bytes) -> None:
     client = start(api_keys="first, second")
     files = form(("cat.png", cat))
@@ -221,12 +224,14 @@ def test_api_keys(start: Start, cat: bytes) -> None:
     assert client.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_timeouts_are_504(start: Start, cat: bytes) -> None:
     client = start(request_timeout_s=0.0001)
     problem(client.post("/predict", files=form(("cat.png", cat))), 504, "deadline-exceeded")
     assert client.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_429_with_retry_after(start: Start, cat: bytes) -> None:
     client = start(max_files=32, max_queue=32, max_batch=1)
     files = form(*[("cat.png", cat)] * 32)
@@ -261,6 +266,7 @@ def test_a_full_queue_refuses_before_it_decodes(tiny_weights: Path, cat: bytes) 
         assert filling.result().status_code == 200
 
 
+@pytest.mark.slow
 def test_a_caller_who_leaves_frees_its_place(start: Start, cat: bytes) -> None:
     client = start(max_batch=1, max_files=400, max_queue=400)
     files = form(*[("cat.png", cat)] * 400)
@@ -299,6 +305,7 @@ def test_the_card(client: httpx.Client) -> None:
     assert {"name", "architecture", "parameters", "test_accuracy", "recipe", "dataset", "precision"} <= set(card)
 
 
+@pytest.mark.slow
 def test_card_of_a_cascade_shows_its_stages(start: Start, cascade_weights: Path) -> None:
     card = start(weights=cascade_weights).get("/model").json()
     assert [stage["threshold"] for stage in card["stages"]] == [0.15, 0.2, None]
@@ -337,6 +344,7 @@ def test_a_root_path_is_told_in_the_schema_and_stripped_by_the_proxy(start: Star
         assert client.get(path).status_code == 200, path
 
 
+@pytest.mark.slow
 def test_the_schema_describes_the_upload_and_its_errors(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     predict = schema["paths"]["/predict"]["post"]

@@ -100,6 +100,7 @@ def test_parts_are_bounded_in_number_and_size() -> None:
     assert small.data == bytes(1000)
 
 
+@pytest.mark.slow
 def test_thousands_of_parts_are_refused() -> None:
     for name, message in (("file", "more than 20 files"), ("other", "more than 100 parts")):
         with pytest.raises(TooLarge, match=message):

@@ -61,6 +61,7 @@ def test_every_part_is_in_a_set() -> None:
     assert set(FINDINGS) == set(gpu_check.PARTS) == set(gpu_check.SETS["serve+train"])
 
 
+@pytest.mark.slow
 def test_failed_part_leaves_the_next_one(tmp_path: Path) -> None:
     found = check("references,versions", tmp_path, THIRTYTWO_WEIGHTS=str(tmp_path / "none"))
     ends = {each["part"]: each["ended"] for each in found if each["what"] == "part"}

@@ -53,6 +53,7 @@ def test_round_robin_agrees_with_erlang_arrivals() -> None:
     assert mean(single(exponential=True), 2, load) == pytest.approx(1 / (1 - root), rel=0.06)
 
 
+@pytest.mark.slow
 def test_better_informed_policies_are_faster() -> None:
     means = [mean(single(exponential=True), 20, Load(17.0, policy=policy)) for policy in POLICIES]
     assert means == sorted(means)

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from app.settings import Settings
 from benchmarks import utilization
 from tests.conftest import serving
 
 
+@pytest.mark.slow
 def test_steps_have_their_increases(tiny_weights: Path) -> None:
     with serving(Settings(weights=tiny_weights, max_batch=16)) as client:
         peak, steps = utilization.measure(client.base_url.port or 0, [0.2, 0.4], seconds=0.5, peak_s=0.5)

@@ -21,6 +21,7 @@ from tests.conftest import EXAMPLES, serving
 from tests.support.subprocesses import command
 
 
+@pytest.mark.slow
 def test_text_has_one_line_per_file(capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(EXAMPLES / f"{name}.png") for name in ("cat", "frog")]
     assert classify.run(files) == 0
@@ -92,6 +93,7 @@ def test_csv_has_one_row_per_file(tiny_weights: Path, mixed: list[str], capsys: 
     assert float(rows[2]["probability_1"]) >= float(rows[2]["probability_2"])
 
 
+@pytest.mark.slow
 def test_out_of_distribution_is_shown_in_every_format(ood_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def printed(*flags: str) -> str:
         assert classify.run([*flags, "--weights", str(ood_weights), str(EXAMPLES / "cat.png")]) == 0
@@ -102,6 +104,7 @@ def test_out_of_distribution_is_shown_in_every_format(ood_weights: Path, capsys:
     assert next(csv.DictReader(io.StringIO(printed("--csv"))))["ood_score"] == "1.0000"
 
 
+@pytest.mark.slow
 def test_folders_are_searched_in_sorted_order(
     tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +122,7 @@ def test_folders_are_searched_in_sorted_order(
     assert capsys.readouterr().err == f"{tmp_path / 'empty'}: The folder has no images.\n"
 
 
+@pytest.mark.slow
 def test_many_files_keep_their_order_and_results(
     tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def test_provisioning_matches_the_mounts() -> None:
     assert "prometheus" in compose["services"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian's prometheus package) is not installed")
 def test_promtool_accepts_rules_and_queries(tmp_path: Path) -> None:
     recorded = [

@@ -171,6 +171,7 @@ def test_cascade_file_is_served(cascade_weights: Path, name: str) -> None:
     assert everything(loaded.reference_images).stages.tolist() == [2] * 4
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(order=st.permutations(range(16)), cut=st.integers(1, 15))
 def test_openvino_cascade_is_independent_of_the_batch(

@@ -146,6 +146,7 @@ def test_unknown_cpu_computes_in_float32(tmp_path: Path) -> None:
     assert hardware.pick_precision(hardware.cpu_flags(tmp_path / "none")) == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_bundled_weights_run_in_every_openvino_precision(precision: str) -> None:
     assert engines.load(weights.load(weights.BUNDLED), name="openvino", precision=precision).precision == precision
@@ -178,6 +179,7 @@ def test_signals_are_handled_after_engines_are_released(tiny_weights: Path) -> N
     subprocess.run([sys.executable, "-c", program, str(tiny_weights)], check=True)
 
 
+@pytest.mark.slow
 def test_openvino_sends_no_telemetry(tiny_weights: Path, tmp_path: Path) -> None:
     """OpenVINO's telemetry would write an identifier into the home folder."""
     program = "import sys; from pathlib import Path; from app import engines; from app.model import weights; "

@@ -159,6 +159,7 @@ def test_call_that_does_not_fit_waits_for_the_next_batch(tiny: Weights) -> None:
     assert gate.batches == [1, 20, 20, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "concurrent"), [(MAX_BATCH, 2), (MAX_BATCH - 1, 1)])
 def test_second_stream_starts_for_a_full_batch_only(tiny: Weights, size: int, concurrent: int) -> None:
     running = threading.Semaphore(0)
@@ -180,6 +181,7 @@ def test_second_stream_starts_for_a_full_batch_only(tiny: Weights, size: int, co
             call.result(30)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, MAX_BATCH), min_size=1, max_size=12), st.integers(1, 3))
 def test_any_sizes_of_calls_get_their_own_results(sizes: list[int], streams: int) -> None:
     card = {"name": "x", "classes": [str(i) for i in range(CLASSES)], "input_size": 32, "architecture": "convnet"}

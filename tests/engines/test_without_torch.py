@@ -37,12 +37,14 @@ def lenet_weights(tiny_weights: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_convnet_is_served_without_torch(tiny_weights: Path) -> None:
     done = classify(EXAMPLES / "cat.png", weights=tiny_weights)
     assert done.returncode == 0, done.stderr
     assert "cat.png" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_error_names_the_extra_that_has_torch(lenet_weights: Path, device: str) -> None:
     done = classify(EXAMPLES / "cat.png", weights=lenet_weights, device=device)

@@ -69,6 +69,7 @@ def test_a_request_that_stops_arriving_gets_408(port: int, start: bytes) -> None
     assert json.loads(response.body)["type"] == "urn:thirtytwo:problem:request-timeout"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [b"", b"\r\n"])
 def test_a_connection_without_a_request_is_closed(port: int, start: bytes) -> None:
     assert exchange(port, start) == []
@@ -231,6 +232,7 @@ def test_clients_that_vanish_leave_nothing_behind(service: httpx.Client, port: i
     assert service.post("/predict", content=cat, headers={"content-type": "image/png"}).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/tiny_image/infer"])
 @pytest.mark.parametrize("complete", [True, False], ids=["waiting", "uploading"])
 def test_a_client_that_leaves_counts_as_499(
@@ -418,6 +420,7 @@ FORGERIES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_caller_cannot_write_into_log_or_headers(
     tiny_weights: Path, cat: bytes, log_format: str, capfd: pytest.CaptureFixture[str]

@@ -265,6 +265,7 @@ async def slow_echo(scope: Scope, receive: Receive, send: Send) -> None:
     await echo(scope, receive, send)
 
 
+@pytest.mark.slow
 def test_a_half_closed_connection_waits_for_a_slow_response() -> None:
     with serve(slow_echo) as server, connect(port_of(server)) as connection:
         connection.sendall(request("/a"))
@@ -274,6 +275,7 @@ def test_a_half_closed_connection_waits_for_a_slow_response() -> None:
     assert final.body == b"GET /a "
 
 
+@pytest.mark.slow
 def test_a_client_of_http_1_0_gets_no_interim_response() -> None:
     with serve(slow_echo) as server, connect(port_of(server)) as connection:
         connection.sendall(b"GET /a HTTP/1.0\r\n\r\n")
@@ -303,6 +305,7 @@ async def hold(scope: Scope, receive: Receive, send: Send, left: threading.Event
     left.set()
 
 
+@pytest.mark.slow
 def test_a_client_that_has_left_is_no_half_closed_connection() -> None:
     left = threading.Event()
 

@@ -56,6 +56,7 @@ def test_results_keep_the_order_of_the_files(count: int) -> None:
     run(test)
 
 
+@pytest.mark.slow
 def test_small_file_does_not_wait_for_large_ones() -> None:
     async def test(pool: DecodePool) -> None:
         large = [asyncio.create_task(decode(pool, [LARGE] * 12)) for _ in range(4)]  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ def ask(client: httpx.Client, *pictures: bytes) -> httpx.Response:
     return client.post("/predict?top_k=10", files=[("file", ("x.png", picture)) for picture in pictures])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [fault_injection.raising, fault_injection.poisoned])
 def test_only_the_guilty_request_fails_and_nothing_of_the_fault_is_told(
     tiny_weights: Path, cat: bytes, white: bytes, fault: fault_injection.Fault

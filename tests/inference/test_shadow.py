@@ -79,6 +79,7 @@ def test_files_are_decoded_again_for_another_input_size() -> None:
         wait_until(lambda: shadow.report()["images"] == 1)
 
 
+@pytest.mark.slow
 def test_a_busy_service_leaves_it_a_small_share_of_time() -> None:
     candidate = Candidate(seconds=0.01)
     with Running(candidate, busy=True) as shadow:

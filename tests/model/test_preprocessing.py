@@ -200,6 +200,7 @@ def test_a_large_picture_differs_little_from_one_pass(mode: str, size: tuple[int
     assert np.abs(got - exact).mean() < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_large_picture_is_turned_as_a_small_one(orientation: int) -> None:
     exif = Image.Exif()
@@ -283,6 +284,7 @@ def test_colour_key_lowers_the_limit_on_pixels() -> None:
         decode(png(5000, 2188, 8, 2, bytes(1), before=key), LIMITS._replace(max_pixels=25_000_000))
 
 
+@pytest.mark.slow
 def test_slow_machine_has_more_time_for_a_picture() -> None:
     assert 1 <= measure_slowdown() < 100
     data = empty_blocks_png(2000, 2000)

@@ -200,6 +200,7 @@ def test_the_documents_python_prints_the_score(start: Callable[..., httpx.Client
     assert run(sys.executable, "-c", program).endswith("]]\n[1.]\n")
 
 
+@pytest.mark.slow
 def test_the_documents_curl_gives_the_cats_probabilities(bundled: httpx.Client) -> None:
     (line,) = blocks("console", bundled)
     probabilities = [float(text) for text in run("bash", "-c", line.removeprefix("$ ")).split()]

@@ -186,6 +186,7 @@ def as_bytes(output: tuple[str, list[int], Any]) -> bytes:
     return np.array(output[2], np.float32).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "tiny_image"])
 def test_the_score_is_described(scored: httpx.Client, client: httpx.Client, name: str) -> None:
     probabilities = {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}
@@ -233,6 +234,7 @@ def test_the_score_is_that_of_predict(scored: httpx.Client) -> None:
     assert found["ood_score"][2] == [pytest.approx(prediction["ood_score"], abs=1e-4)]
 
 
+@pytest.mark.slow
 def test_a_large_answer_is_made_off_the_loop(start: Start, scored_weights: Path) -> None:
     pixels = np.repeat(PIXELS, 110, 0)  # 5500 probabilities
     wide = start(weights=scored_weights, max_files=550)
@@ -286,6 +288,7 @@ def test_a_cascade_has_the_score_of_its_first_network() -> None:
     assert with_score.has_ood_score
 
 
+@pytest.mark.slow
 def test_a_swap_to_a_file_without_a_score_breaks_no_request(scored_weights: Path, tmp_path: Path) -> None:
     entered, release = threading.Event(), threading.Event()
 

@@ -151,6 +151,7 @@ def test_no_request_is_lost_or_mixed_while_models_change_under_load(versions: li
         assert loads(client) == {"success": 9}
 
 
+@pytest.mark.slow
 def test_statistics_survive_a_change_of_classes(versions: list[Version], tmp_path: Path) -> None:
     path = tmp_path / "served.safetensors"
     replace(path, versions[0])
@@ -174,6 +175,7 @@ def test_statistics_survive_a_change_of_classes(versions: list[Version], tmp_pat
         assert statistics["inference_count"] == 6
 
 
+@pytest.mark.slow
 def test_the_repository_api_loads_with_a_key_only(versions: list[Version], tmp_path: Path) -> None:
     path = tmp_path / "served.safetensors"
     replace(path, versions[0])
@@ -201,6 +203,7 @@ def test_the_repository_api_loads_with_a_key_only(versions: list[Version], tmp_p
         assert loads(client) == {"success": 2, "unchanged": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", ['{"parameters": {"config": "{}"}}', '{"parameters": {"file:1/x": ""}}', "[", "{"])
 def test_a_load_has_no_other_parameters(versions: list[Version], tmp_path: Path, body: str) -> None:
     with serving(Settings(weights=versions[0].path, max_batch=1, weights_poll_s=0, api_keys="secret")) as client:
@@ -210,6 +213,7 @@ def test_a_load_has_no_other_parameters(versions: list[Version], tmp_path: Path,
         assert loads(client) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: b"nothing", lambda data: data[:-1] + b"\7"])
 def test_a_bad_file_leaves_the_model(versions: list[Version], tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "served.safetensors"

@@ -42,6 +42,7 @@ def shadow(client: httpx.Client) -> Any:
     return client.get("/model").json()["shadow"]
 
 
+@pytest.mark.slow
 def test_responses_are_the_same_with_and_without(served: Path, candidate: Path) -> None:
     with serving(settings(served)) as client:
         expected = predict(client).content
@@ -56,6 +57,7 @@ def test_responses_are_the_same_with_and_without(served: Path, candidate: Path) 
         assert 'agrees="false"' in client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_model_agrees_on_every_image(served: Path) -> None:
     with serving(settings(served, shadow_weights=served, shadow_sample=1)) as client:
         wait_until(lambda: shadow(client) is not None)
@@ -67,6 +69,7 @@ def test_a_copy_of_the_model_agrees_on_every_image(served: Path) -> None:
         assert card["ms_per_image"] > 0
 
 
+@pytest.mark.slow
 def test_a_load_with_the_version_of_the_shadow_promotes_it(served: Path, candidate: Path) -> None:
     old, new = weights.load(served).version, weights.load(candidate).version
     with serving(settings(served, shadow_weights=candidate)) as client:
@@ -85,6 +88,7 @@ def test_a_load_with_the_version_of_the_shadow_promotes_it(served: Path, candida
         assert load(version=old).json()["parameters"] == {"weights_version": old}
 
 
+@pytest.mark.slow
 def test_a_bad_candidate_leaves_the_service_without_shadow(served: Path, candidate: Path) -> None:
     good = candidate.read_bytes()
     candidate.write_bytes(good[:1000])
@@ -95,6 +99,7 @@ def test_a_bad_candidate_leaves_the_service_without_shadow(served: Path, candida
         wait_until(lambda: shadow(client) is not None)
 
 
+@pytest.mark.slow
 def test_several_processes_run_no_shadow(served: Path, candidate: Path) -> None:
     log = fails("--weights", str(served), "--shadow-weights", str(candidate), "--workers", "2", "--port", "0")
     assert log.strip().endswith("THIRTYTWO_SHADOW_WEIGHTS needs one HTTP process; THIRTYTWO_WORKERS is 2.")

@@ -18,6 +18,7 @@ def outputs(seed: int, sharpness: list[float], images: int = 400) -> tuple[Array
     return log_probabilities.astype(np.float32), labels
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), first=st.floats(0.5, 4))
 def test_thresholds_bound_the_expected_loss(seed: int, first: float) -> None:

@@ -27,6 +27,7 @@ def network() -> nn.Module:
     return train.build_network(SMALL_RECIPE, shades(60), 3)
 
 
+@pytest.mark.slow
 def test_exported_file_is_served_with_the_recorded_results(tmp_path: Path, network: nn.Module) -> None:
     test, val = shades(30, seed=1), shades(60, seed=2)
     card = export.build_card("x", dataset(test), SMALL_RECIPE, network)
@@ -48,6 +49,7 @@ def test_exported_file_is_served_with_the_recorded_results(tmp_path: Path, netwo
     assert np.array_equal(loaded.reference_images, val.images[:3].numpy())
 
 
+@pytest.mark.slow
 def test_training_images_give_an_out_of_distribution_score(tmp_path: Path, network: nn.Module) -> None:
     card = export.build_card("x", dataset(EMPTY), SMALL_RECIPE, network)
     splits = EMPTY, shades(120, seed=2)

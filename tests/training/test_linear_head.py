@@ -19,6 +19,7 @@ def clusters(counts: list[int], width: int = 12, distance: float = 3.0) -> tuple
     return (centres[labels] + generator.uniform(0, 1, (len(labels), width))).astype(np.float32), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 5])
 def test_separable_classes_are_learnt(classes: int) -> None:
     images, labels = clusters([12] * classes)

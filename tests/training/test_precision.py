@@ -82,6 +82,7 @@ def test_divergence_is_found_at_the_next_read(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_compiled_network_trains_the_same_weights(tmp_path: Path) -> None:
     plain, compiled = trainer_with(), trainer_with(compile_backend="eager")
     for name, trainer in (("plain", plain), ("compiled", compiled)):

@@ -60,6 +60,7 @@ def clusters(count: int) -> tuple[np.ndarray, torch.Tensor]:
     return features.astype(np.float32), torch.from_numpy(labels)
 
 
+@pytest.mark.slow
 def test_head_learns_and_noise_differs_between_runs() -> None:
     features, labels = clusters(2500)  # more than one physical batch
     budget = private.plan(8.0, None, len(labels))

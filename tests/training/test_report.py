@@ -6,6 +6,7 @@ import torch
 from training import metrics, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 10, 200])
 def test_report_of_any_number_of_classes(tmp_path: Path, classes: int) -> None:
     names = [f"$class {i}$ é" if i else "a" * 200 for i in range(classes)]
@@ -60,6 +61,7 @@ def test_columns_of_wide_characters_are_aligned() -> None:
     assert [line[-15:] for line in lines] == ["     2   50.0 %", "     1   25.0 %", "     1   25.0 %"]
 
 
+@pytest.mark.slow
 def test_names_without_glyphs_are_plotted(tmp_path: Path) -> None:
     labels = torch.tensor([0, 1])
     results = metrics.classification_metrics(torch.tensor([[0.1, 0.9], [0.2, 0.8]]), labels, ["猫", "$x^2$"])

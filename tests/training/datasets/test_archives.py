@@ -66,6 +66,7 @@ def test_links_and_devices_are_not_written(tmp_path: Path) -> None:
     assert list(target.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_bomb_is_stopped(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"\0" * (archives.FREE_BYTES + 1))
