@@ -10,7 +10,6 @@ in the run folder, the current one continues from its checkpoint.
 import argparse
 import json
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,11 +196,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    try:
+    with cli.errors_in_one_line():
         run(arguments)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

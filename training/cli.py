@@ -33,9 +33,12 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends the process with exit code 1 and the name and text of an error that a user can mend."""
+    """Ends the process after an error that a user can mend: with exit code 2 for a setting, with 1 for another."""
     try:
         yield
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (ThirtytwoError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from app.engines.hardware import resolve_device
 from app.engines.pytorch import available_device, load_network
-from app.errors import DataError, SettingsError, ThirtytwoError
+from app.errors import DataError, SettingsError
 from app.model import networks
 from app.model.card import NAME_PATTERN
 from app.model.networks import ConvNet, unfold_batchnorms
@@ -223,21 +223,21 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     arguments = parse(argv)
     disable_malloc_trim()
-    try:
+    with cli.errors_in_one_line():
         if arguments.dp_epsilon is not None:
             private.run(arguments)
-            return
-        device = available_device(resolve_device(arguments.device))
+        else:
+            _run_on_device(arguments)
+
+
+def _run_on_device(arguments: argparse.Namespace) -> None:
+    device = available_device(resolve_device(arguments.device))
+    try:
         with init_distributed(device) as context:
             run(arguments, device, context)
     except Interrupted as interrupted:
         print(interrupted)
         sys.exit(130)  # 128 + SIGINT, as shells report it
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (ThirtytwoError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,15 @@ def test_invalid_recipe_is_one_line(
     assert not printed.out
 
 
+def test_damaged_file_of_an_earlier_run_is_one_line(recipe: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "runs/large/1.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(SystemExit) as exit_info:
+        run(recipe, tmp_path / "none", tmp_path / "out.safetensors")
+    assert str(exit_info.value.code).startswith(f"WeightsError: {damaged} is not a safetensors file")
+
+
 def test_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="there are cascade, cifar10"):
         chain.load("cifar")
