@@ -181,7 +181,7 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = data.load(arguments.data, card.input_size, splits, selection.from_flags(arguments))
     train, val = data.recorded_split(dataset, card.recipe)
     # A cascade calibrates its exits, and its networks return the plain softmax.
-    scored = with_ood(calibration.uncalibrated(networks[0]), train, val)
+    scored = with_ood(calibration.uncalibrated(networks[0]), train, val, arguments.device)
     first = networks[0]._replace(card=networks[0].card.model_copy(update={"ood": scored.card.ood}), state=scored.state)
     networks = [first, *map(without_ood, networks[1:])]
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []

@@ -94,7 +94,7 @@ def export(
     temperature, correction = calibration.calibrate_probabilities(engines.load(weights, device), val)
     weights = calibration.with_card(weights, temperature=temperature, label_smoothing_correction=correction)
     if train is not None:
-        weights = with_ood(weights, train, val)
+        weights = with_ood(weights, train, val, device)
     engine = engines.load(weights, device)
     results["engine"] = provenance.engine(engine)
     probabilities = metrics.predict(engine, val.images)

@@ -24,7 +24,15 @@ OOD_SHARE = 5  # one image of so many gives the quantiles of the out-of-distribu
 MIN_EXIT = 0.9  # lowest confidence with which an image leaves before its flip: few images estimate no lower one
 
 
-def compose(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head: LinearHead, train: Split) -> Weights:
+def compose(
+    name: str,
+    dataset: Dataset,
+    recipe: Recipe,
+    backbone: Weights,
+    head: LinearHead,
+    train: Split,
+    device: str = "auto",
+) -> Weights:
     """The calibrated weights, without test results. Calibration is fitted to out-of-fold predictions."""
     network = _network(name, dataset, recipe, backbone, head, train)
     weights = torch.from_numpy(_image_weights(head))
@@ -37,8 +45,8 @@ def compose(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head
         for key, value in split_results("val", _out_of_fold(head, temperatures), labels).items()
     }
     if head.hflip:
-        return _with_flip(_with_ood(network, train), head, temperatures, results, train)
-    scored = _with_ood(calibration.with_card(network, temperature=temperatures[0], results=results), train)
+        return _with_flip(_with_ood(network, train, device), head, temperatures, results, train)
+    scored = _with_ood(calibration.with_card(network, temperature=temperatures[0], results=results), train, device)
     return with_histograms(scored, train, _out_of_fold(head, temperatures).numpy())
 
 
@@ -52,9 +60,9 @@ def _out_of_fold(head: LinearHead, temperatures: list[float]) -> torch.Tensor:
     return torch.from_numpy(head.log_probabilities() / np.float32(temperature)).softmax(1)
 
 
-def evaluate(weights: Weights, test: Split) -> tuple[Weights, torch.Tensor]:
+def evaluate(weights: Weights, test: Split, device: str = "auto") -> tuple[Weights, torch.Tensor]:
     """The weights with test results on the card, and probabilities float32 [N, classes] of the engine that serves."""
-    probabilities = metrics.predict(engines.load(weights), test.images)
+    probabilities = metrics.predict(engines.load(weights, device), test.images)
     results = weights.card.results | split_results("test", probabilities, test.labels)
     accuracy = round(metrics.accuracy(probabilities, test.labels), 6)
     card = weights.card.model_copy(update={"results": results, "test_accuracy": accuracy})
@@ -90,11 +98,11 @@ def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, hea
     return calibration.with_card(weights, activation_ranges=_ranges(weights, backbone, train))
 
 
-def _with_ood(weights: Weights, train: Split) -> Weights:
+def _with_ood(weights: Weights, train: Split, device: str) -> Weights:
     """The weights with an out-of-distribution score, whose quantiles are of images that its statistics leave out."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held_out = len(train) // OOD_SHARE
-    return with_ood(weights, train.select(order[held_out:]), train.select(order[:held_out]))
+    return with_ood(weights, train.select(order[held_out:]), train.select(order[:held_out]), device)
 
 
 def _ranges(weights: Weights, backbone: Weights, train: Split) -> dict[str, float]:

@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
     means: Array
 
 
-def with_ood(weights: Weights, train: Split, val: Split) -> Weights:
+def with_ood(weights: Weights, train: Split, val: Split, device: str = "auto") -> Weights:
     """A single network's weights with tensors and card of the score; unchanged where it cannot be fitted.
 
     That is the case for other networks than a ConvNet of two groups or more, and for fewer than MIN_IMAGES images.
@@ -51,13 +51,13 @@ def with_ood(weights: Weights, train: Split, val: Split) -> Weights:
 
     # Each term alone, on the engine that serves: int8 changes both.
     confidence, distance = (
-        scores(calibrated(OodCalibration(confidence_weight=first, distance_weight=second)), val.images).std()
+        scores(calibrated(OodCalibration(confidence_weight=first, distance_weight=second)), val.images, device).std()
         for first, second in ((1, 0), (0, 1))
     )
     calibration = OodCalibration(
         confidence_weight=float(1 / max(confidence, 1e-6)), distance_weight=float(DISTANCE_WEIGHT / max(distance, 1e-6))
     )
-    raw = scores(calibrated(calibration), val.images)
+    raw = scores(calibrated(calibration), val.images, device)
     quantiles = np.quantile(raw, np.linspace(0, 1, QUANTILES)).tolist()
     return calibrated(calibration.model_copy(update={"quantiles": quantiles}))
 
@@ -83,9 +83,9 @@ def fit_statistics(features: Array, labels: NDArray[np.int64], classes: int) -> 
     return Statistics(whitening, (means @ whitening.T).astype(np.float32))
 
 
-def scores(weights: Weights, images: torch.Tensor) -> Array:
+def scores(weights: Weights, images: torch.Tensor, device: str = "auto") -> Array:
     """Scores float32 [N] of images uint8 [N, S, S, 3] on the engine that serves; raw ones without quantiles."""
-    engine = engines.load(weights)
+    engine = engines.load(weights, device)
     parts = [engine(np.ascontiguousarray(part.numpy())).ood for part in images.split(ENGINE_BATCH)]
     return np.concatenate([part for part in parts if part is not None])
 

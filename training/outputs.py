@@ -51,17 +51,17 @@ def new_folders(*folders: Path) -> Iterator[None]:
         raise
 
 
-def write_head(output: Output, dataset: Dataset, plan: Plan) -> None:
+def write_head(output: Output, dataset: Dataset, plan: Plan, device: str = "auto") -> None:
     """The weights file of a linear head and its report, on cross-validated predictions without test images."""
     assert plan.head is not None
     assert plan.backbone is not None
     start = f"{plan.backbone.card.name} {plan.backbone.version}"
     recorded = plan.recipe.model_copy(update={"initial_weights": start, "hflip": plan.head.hflip})
-    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, dataset.train)
+    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, dataset.train, device)
     if output.no_test:
         name, split, probabilities = "cross-validated", dataset.train, finetune.cross_validated(plan.head, loaded.card)
     else:
-        loaded, probabilities = finetune.evaluate(loaded, dataset.test)
+        loaded, probabilities = finetune.evaluate(loaded, dataset.test, device)
         name, split = "test", dataset.test
     save(output.file, *loaded[:4], loaded.reference_stages)
     write_report(output, name, [], probabilities, split, dataset, plan)

@@ -199,7 +199,7 @@ def _finish(arguments: argparse.Namespace, weights: Weights, dataset: Dataset) -
     """Writes the file, and a report on held-out images where there are any."""
     split_name, split = ("test", dataset.test) if len(dataset.test) else ("val", dataset.val)
     if split:
-        probabilities = metrics.predict(engines.load(weights), split.images)
+        probabilities = metrics.predict(engines.load(weights, arguments.device), split.images)
         results = split_results(split_name, probabilities, split.labels)
         accuracy = round(metrics.accuracy(probabilities, split.labels), 6) if split_name == "test" else None
         weights = weights._replace(card=weights.card.model_copy(update={"results": results, "test_accuracy": accuracy}))

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
                 print(*plan.choices, sep="\n")
         output = outputs.Output(name, arguments.out, run_dir, no_test=not len(dataset.test))
         if plan.recipe.finetune == "head" and plan.head is not None:
-            outputs.write_head(output, dataset, plan)
+            outputs.write_head(output, dataset, plan, str(device))
         else:
             _train_network(arguments, output, dataset, val_mask, plan, resumed, context.device(device), context)
 
@@ -105,7 +105,8 @@ def _train_network(
         better, reason = finetune.wins(metrics.predict_logits(final, val.images), val, plan.head, mask)
         print(selection.Choice("finetune", "all" if better else "head", reason))
         if not better:
-            outputs.write_head(output, dataset, plan._replace(recipe=recipe.model_copy(update={"finetune": "head"})))
+            head_plan = plan._replace(recipe=recipe.model_copy(update={"finetune": "head"}))
+            outputs.write_head(output, dataset, head_plan, str(device))
             return
     _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds, str(device), train)
     name, split = ("validation", val) if output.no_test else ("test", dataset.test)

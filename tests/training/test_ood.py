@@ -6,6 +6,7 @@ import torch
 
 from app import engines
 from app.engines import CascadeEngine
+from app.errors import DeviceError
 from app.model import weights
 from app.model.ood import THRESHOLD
 from app.model.weights import Weights
@@ -83,6 +84,11 @@ def test_first_network_of_a_cascade_scores_every_image(scored: Weights, small: P
 def test_few_images_give_no_score(small: Path) -> None:
     loaded = weights.load(small)
     assert ood.with_ood(loaded, shades(99, 16), shades(200, 16)) is loaded
+
+
+def test_scores_are_fitted_on_the_given_device(small: Path) -> None:
+    with pytest.raises(DeviceError, match="tpu is not a device"):
+        ood.with_ood(weights.load(small), shades(100, 16), shades(100, 16), "tpu")
 
 
 def test_class_without_images_gets_the_mean_of_all() -> None:
