@@ -1,10 +1,10 @@
 """What a run writes: its folders, the weights file of a linear head, and the report."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -77,15 +77,13 @@ def write_report(
     plan: Plan,
 ) -> None:
     """Writes the report on one split's images and prints its headline."""
-    results = metrics.classification_metrics(probabilities, split.labels, dataset.classes)
-    mistakes = report.top_losses(split.images, probabilities, split.labels, dataset.classes)
     choices = "\n".join(map(str, plan.choices)) or "all values are given"
     sections = {
         "Training images": report.class_counts(dataset.classes, dataset.train.labels),
         "Recipe": choices,
     }
     title = f"{output.name}, {split_name} images"
-    report.write_run(output.run_dir, title, [epoch._asdict() for epoch in history], results, mistakes, sections)
+    results = write_metrics(output.run_dir, title, split, probabilities, dataset.classes, history, sections)
     for warning in report.warnings(results):
         logger.warning("%s", warning)
     seconds = f" after {history[-1].seconds:.0f} s of training" if history else ""
@@ -93,3 +91,19 @@ def write_report(
         f"{output.file}: {split_name} accuracy {results['accuracy']:.2%}, balanced "
         f"{results['balanced_accuracy']:.2%}{seconds}; report in {output.run_dir}/report.md"
     )
+
+
+def write_metrics(
+    folder: Path,
+    title: str,
+    split: Split,
+    probabilities: Tensor,
+    classes: list[str],
+    history: Sequence[Epoch] = (),
+    sections: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Writes the report of probabilities float32 [N, classes] into the folder; returns its metrics. Raises OSError."""
+    results = metrics.classification_metrics(probabilities, split.labels, classes)
+    mistakes = report.top_losses(split.images, probabilities, split.labels, classes)
+    report.write_run(folder, title, [epoch._asdict() for epoch in history], results, mistakes, sections)
+    return results

@@ -25,8 +25,8 @@ from app.errors import DataError, SettingsError
 from app.model import weights as weights_file
 from app.model.card import ModelCard
 from app.model.weights import BUNDLED, Weights
-from training import calibration, data, metrics, report
-from training.data import Dataset, Split
+from training import calibration, data, metrics, outputs
+from training.data import Dataset
 from training.datasets import selection
 from training.export import split_results
 from training.features import extract_features, load_backbone
@@ -203,19 +203,14 @@ def _finish(arguments: argparse.Namespace, weights: Weights, dataset: Dataset) -
         results = split_results(split_name, probabilities, split.labels)
         accuracy = round(metrics.accuracy(probabilities, split.labels), 6) if split_name == "test" else None
         weights = weights._replace(card=weights.card.model_copy(update={"results": results, "test_accuracy": accuracy}))
-        folder = arguments.run_dir or Path("runs") / weights.card.name
-        _report(folder, f"{weights.card.name}, {split_name} images", weights.card.classes, split, probabilities)
+        name = weights.card.name
+        folder = arguments.run_dir or Path("runs") / name
+        outputs.write_metrics(folder, f"{name}, {split_name} images", split, probabilities, weights.card.classes)
         print(f"{split_name} accuracy {results[f'{split_name}_accuracy']:.2%}; report in {folder}/report.md")
     weights_file.save(
         arguments.out, weights.card, weights.state, weights.reference_images, weights.reference_probabilities
     )
     print(f"{arguments.out}: {json.dumps({k: v for k, v in weights.card.recipe.items() if k.startswith('dp_')})}")
-
-
-def _report(folder: Path, title: str, classes: list[str], split: Split, probabilities: Tensor) -> None:
-    results = metrics.classification_metrics(probabilities, split.labels, classes)
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write_run(folder, title, [], results, report.top_losses(split.images, probabilities, split.labels, classes))
 
 
 def _check(arguments: argparse.Namespace) -> None:
