@@ -9,12 +9,12 @@ from uvicorn.config import STARTUP_FAILURE
 from app import defaults, engines
 from app.engines import Engine, remote
 from app.engines.remote import RemoteEngine
-from app.errors import DeviceError, DeviceLostError, SettingsError
+from app.errors import DeviceError, DeviceLostError, SettingsError, WeightsError
 from app.inference.bisection import batch_sizes
 from app.inference.classifier import Classifier
 from app.model import weights
 from app.model.file_watch import Fingerprint, fingerprint
-from app.model.weights import Weights
+from app.model.weights import Weights, printable
 from app.settings import PREFIX, Settings
 
 LoadEngine = Callable[[Weights, Settings], Engine]
@@ -55,6 +55,8 @@ class FileSource:
             engine = self._load_engine(file, self._settings)
             largest = defaults.max_batch(self._settings.max_batch, engine.device)
             return Classifier(file, engine, batch_sizes(largest, self._sizes_per_octave))
+        except WeightsError as error:
+            raise WeightsError(f"{printable(self._settings.weights)}: {error}") from error
         except DeviceError as error:
             raise SettingsError(f"{PREFIX}DEVICE, {PREFIX}ENGINE, {PREFIX}PRECISION: {error}") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.model import weights
 from app.settings import Settings
 from tests.support.subprocesses import children, command, fails, front_ends, process
 
@@ -34,9 +35,19 @@ def test_flag_has_precedence_over_the_environment() -> None:
 def test_broken_weights_file_is_one_line(tmp_path: Path, tiny_weights: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(tiny_weights.read_bytes()[:1000])
-    for weights, message in ((cut, "is not a safetensors file, or is cut off"), (tmp_path / "x", "cannot be read")):
-        lines = [line for line in fails("--weights", str(weights), "--port", "0").splitlines() if "ERROR" in line]
+    for file, message in ((cut, "is not a safetensors file, or is cut off"), (tmp_path / "x", "cannot be read")):
+        lines = [line for line in fails("--weights", str(file), "--port", "0").splitlines() if "ERROR" in line]
         assert message in lines[0]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_missed_references_are_one_line(tmp_path: Path, tiny_weights: Path, workers: str) -> None:
+    wrong, tiny = tmp_path / "wrong.safetensors", weights.load(tiny_weights)
+    weights.save(wrong, tiny.card, tiny.state, tiny.reference_images, 1 - tiny.reference_probabilities)
+    found = fails("--weights", str(wrong), "--port", "0", "--workers", workers)
+    errors = [line for line in found.splitlines() if f"{wrong}: The output of torch on cpu" in line]
+    assert len(errors) == 1
+    assert "differs from the file's reference probabilities by" in errors[0]
 
 
 def test_missing_device_is_one_line(tiny_weights: Path) -> None:

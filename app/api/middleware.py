@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import re
+import sys
 import time
 from itertools import count
 from secrets import token_hex
@@ -11,7 +12,7 @@ from secrets import token_hex
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
-from app.errors import ClientDisconnected, NotReady, RequestError
+from app.errors import ClientDisconnected, NotReady, RequestError, ThirtytwoError
 from app.http.connections import Connections, Headers
 from app.telemetry.logs import AccessLog
 from app.telemetry.metrics import Metrics
@@ -162,10 +163,9 @@ def _without_traceback(send: Send) -> Send:
 
     async def send_brief(message: Message) -> None:
         if message["type"] == "lifespan.startup.failed":
-            last = message["message"].rstrip().rpartition("\n")[2]
-            kind, _, text = last.partition(": ")
-            if kind.startswith("app.errors."):
-                message = {**message, "message": text}
+            error = sys.exception()  # Starlette sends this while it handles the error
+            if isinstance(error, ThirtytwoError):
+                message = {**message, "message": " ".join(str(error).splitlines())}
         await send(message)
 
     return send_brief

@@ -122,9 +122,9 @@ def load(path: Path) -> Weights:
     try:
         return _parse(_read(path))
     except OSError as error:
-        raise WeightsError(f"{_printable(path)} cannot be read: {error.strerror or error}.") from error
+        raise WeightsError(f"{printable(path)} cannot be read: {error.strerror or error}.") from error
     except WeightsError as error:
-        raise WeightsError(f"{_printable(path)} {error}") from error
+        raise WeightsError(f"{printable(path)} {error}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -225,5 +225,6 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())[:200]
 
 
-def _printable(path: Path) -> str:
+def printable(path: Path) -> str:
+    """The path on one line, without control characters."""
     return str(path) if str(path).isprintable() else repr(str(path))
