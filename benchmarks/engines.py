@@ -16,6 +16,7 @@ from app.model import weights
 from app.settings import Settings
 from benchmarks import throughput
 from benchmarks.components import BATCH_SIZES, LIMITS
+from benchmarks.images import noise
 from benchmarks.server_process import ROOT
 
 ENGINES = (
@@ -37,7 +38,7 @@ def row(name: str, precision: str, threads: int, data: Path | None) -> str:
         engine = engines.load(weights.load(Settings().weights), "cpu", threads, name, precision)
     except ThirtytwoError as error:
         return f"| {name} | {precision} | {threads} |{' |' * len(BATCH_SIZES)} {error} |"
-    measured = throughput.measure(engine, throughput.noise(LIMITS.size), BATCH_SIZES)  # all stages of a cascade
+    measured = throughput.measure(engine, noise(size=LIMITS.size), BATCH_SIZES)  # all stages of a cascade
     rates = " | ".join(f"{rate:.0f}" for rate in measured.values())
     return f"| {name} | {precision} | {threads} | {rates} | {f'{_accuracy(engine, data):.2%}' if data else ''} |"
 

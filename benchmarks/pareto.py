@@ -17,6 +17,7 @@ from app import engines
 from app.errors import ThirtytwoError, WeightsError
 from app.model import weights
 from benchmarks import throughput
+from benchmarks.images import noise
 
 BATCHES = (1, 64)  # one client; a busy service
 
@@ -40,7 +41,7 @@ def measure(file: Path, seconds: float) -> Point:
     split = "val" if "val_accuracy" in results else "holdout"  # the name in files from before 0.1
     if f"{split}_accuracy" not in results:
         raise WeightsError(f"{file} has no validation accuracy on its card.")
-    rates = throughput.measure(engines.load(loaded), throughput.noise(card.input_size), BATCHES, seconds)
+    rates = throughput.measure(engines.load(loaded), noise(size=card.input_size), BATCHES, seconds)
     low, high = results[f"{split}_accuracy_interval"]
     return Point(
         card.name,

@@ -14,7 +14,7 @@ from app.engines.channel import REQUEST, Description, Layout
 from app.engines.remote import RemoteEngine
 from app.engines.server import EngineModel, EngineServer
 from app.model import weights
-from benchmarks.gpu.findings import Images
+from benchmarks.images import Images
 
 MAX_BATCH = 64
 CALLS, WARM_UP_CALLS = 3000, 200

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app import engines
 from app.engines import Engine
@@ -22,14 +21,15 @@ from app.engines.hardware import available_cpus
 from app.errors import ThirtytwoError
 from app.model import weights
 from app.model.weights import BUNDLED
+from benchmarks.images import Images, noise
 
 BATCHES = (1, 8, 32, 128)
 WARM_UP_CALLS = 2
 
 
 def measure(
-    engine: Callable[[NDArray[np.uint8]], object],
-    images: NDArray[np.uint8],
+    engine: Callable[[Images], object],
+    images: Images,
     batches: Sequence[int] = BATCHES,
     seconds: float = 2.0,
 ) -> dict[int, float]:
@@ -51,11 +51,6 @@ def measure(
             durations.append(time.perf_counter() - start)
         rates[batch] = batch / fmean(durations)
     return rates
-
-
-def noise(size: int, count: int = 256) -> NDArray[np.uint8]:
-    """Images uint8 [count, size, size, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 def describe(engine: Engine) -> str:
@@ -94,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         engine = engines.load(loaded, arguments.device)
     except ThirtytwoError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    kinds = {"reference images": loaded.reference_images, "noise": noise(loaded.card.input_size)}
+    kinds = {"reference images": loaded.reference_images, "noise": noise(size=loaded.card.input_size)}
     rates = {name: measure(engine, images, seconds=arguments.seconds) for name, images in kinds.items()}
     print(describe(engine), table(rates), sep="\n\n")
 

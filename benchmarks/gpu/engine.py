@@ -10,7 +10,8 @@ import torch
 
 from app import engines
 from app.engines import Engine, cuda
-from benchmarks.gpu.findings import Options, engine_rate, guarded, load_weights, pictures, report
+from benchmarks.gpu.findings import Options, engine_rate, guarded, load_weights, report
+from benchmarks.images import pictures
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "fastapi", "uvicorn", "openvino")
 SMI_FIELDS = (

@@ -19,7 +19,7 @@ from app.model.weights import Weights
 from app.process.server import Server, listen
 from app.settings import Settings
 from app.sources import load_engine
-from benchmarks.gpu.findings import Images
+from benchmarks.images import Images
 
 
 class FaultyEngine:

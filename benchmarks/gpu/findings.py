@@ -1,4 +1,4 @@
-"""Findings as JSON lines on stdout, and what all parts share: options, images, rates."""
+"""Findings as JSON lines on stdout, and what all parts share: options and rates."""
 
 import argparse
 import json
@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from app.engines import Engine
 from app.model import weights
 from app.model.weights import Weights
 from app.settings import Settings
-from benchmarks.server_process import ROOT
-
-Images = NDArray[np.uint8]
+from benchmarks.images import Images
 
 
 class Options(NamedTuple):
@@ -56,17 +52,6 @@ def guarded(what: str, **found: Any) -> Iterator[None]:
 
 def load_weights() -> Weights:
     return weights.load(Settings().weights)
-
-
-def noise(count: int, side: int = 32) -> Images:
-    return np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
-
-
-def pictures(count: int) -> Images:
-    """The examples repeated: images that a cascade classifies as those of the test set, unlike noise."""
-    paths = sorted((ROOT / "examples").glob("*.png"))
-    images = [np.asarray(Image.open(path).convert("RGB").resize((32, 32))) for path in paths]
-    return np.stack([images[i % len(images)] for i in range(count)])
 
 
 def engine_rate(engine: Engine, images: Images, seconds: float) -> dict[str, float]:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from app.engines.pytorch import available_device
 from app.model import weights
-from benchmarks.gpu.findings import Options, guarded, noise, report
+from benchmarks.gpu.findings import Options, guarded, report
+from benchmarks.images import noise
 from benchmarks.server_process import ROOT
 from training import data
 from training.data import Split

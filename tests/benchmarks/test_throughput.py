@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks import throughput
+from benchmarks.images import noise
 
 
 def test_every_batch_size_is_measured() -> None:
     seen = set()
-    rates = throughput.measure(lambda images: seen.add((images.shape, images.dtype)), throughput.noise(16), seconds=0)
+    rates = throughput.measure(lambda images: seen.add((images.shape, images.dtype)), noise(size=16), seconds=0)
     assert seen == {((batch, 16, 16, 3), np.dtype(np.uint8)) for batch in throughput.BATCHES}
     assert all(rate > 0 for rate in rates.values())
     assert throughput.table({"noise": rates | {128: 1234}}).splitlines()[-1] == "| 128 | 1,234 |"
