@@ -5,7 +5,6 @@ A line of the file is a key, which a name may follow, and then a rate limit: `KE
 
 import asyncio
 import hashlib
-import hmac
 import logging
 import math
 import os
@@ -32,7 +31,8 @@ class ApiKey:
         self.secret = secret
         self.name = name
         self.limit = limit
-        self.caller = "key " + hashlib.sha256(secret).hexdigest()[:16]
+        self.digest = digest(secret)
+        self.caller = "key " + self.digest.hex()[:16]
 
     def __repr__(self) -> str:
         return f"ApiKey(name={self.name!r})"
@@ -40,7 +40,7 @@ class ApiKey:
     def is_like(self, other: "ApiKey") -> bool:
         """Whether key, name and limit are the same, so that the images left of the limit carry over."""
         own, its = ((each.limit.rate, each.limit.burst) if each.limit else None for each in (self, other))
-        return (self.secret, self.name, own) == (other.secret, other.name, its)
+        return (self.digest, self.name, own) == (other.digest, other.name, its)
 
 
 class ApiKeys:
@@ -56,7 +56,7 @@ class ApiKeys:
         self._data = b""  # of the file as it is in effect
         self._seen = b""  # of the file at the last reload
         self._problem = ""
-        self._keys: list[ApiKey] = self._fixed
+        self._keys = by_digest(self._fixed)
         if file:
             try:
                 self._accept(read_key_file(file))
@@ -70,11 +70,10 @@ class ApiKeys:
         scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
         sent = [credentials.strip()] if scheme.lower() == b"bearer" else []
         sent.append(headers.get(b"x-api-key", b""))
-        pairs = [(each, key) for each in sent for key in self._keys]
-        matches = [key for each, key in pairs if hmac.compare_digest(each, key.secret)]  # all, for constant time
-        if not matches:
-            raise Unauthorized("Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
-        return matches[0]
+        for each in sent:  # the time of a look-up by digest depends on no key
+            if key := self._keys.get(digest(each)):
+                return key
+        raise Unauthorized("Send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
 
     def reload(self, at_once: bool = True) -> None:
         """Reads the file again. Without `at_once` a change must be the same in two successive calls.
@@ -100,16 +99,29 @@ class ApiKeys:
             await asyncio.to_thread(self.reload, False)
 
     def _accept(self, data: bytes) -> None:
-        keys = [next((old for old in self._keys if old.is_like(key)), key) for key in parse_keys(data)]
+        keys = [self._former(key) or key for key in parse_keys(data)]
         self._data = self._seen = data
-        self._keys = self._fixed + keys
+        self._keys = by_digest(self._fixed + keys)
         level = logging.INFO if self._keys else logging.WARNING
         logger.log(level, "%d API keys read from %s", len(keys), self._file)
+
+    def _former(self, key: ApiKey) -> ApiKey | None:
+        old = self._keys.get(key.digest)
+        return old if old and old.is_like(key) else None
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:
             logger.error("the API keys stay as they were: %s %s", self._file, problem)
         self._problem = problem
+
+
+def digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+def by_digest(keys: Sequence[ApiKey]) -> dict[bytes, ApiKey]:
+    """Of two lines with one key the first is in effect."""
+    return {key.digest: key for key in reversed(keys)}
 
 
 def read_key_file(file: Path) -> bytes:

@@ -138,6 +138,33 @@ def test_changed_key_file_needs_no_restart(tmp_path: Path) -> None:
     assert accepts(keys, "fixed")
 
 
+def test_cpu_time_does_not_grow_with_the_number_of_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("\n".join(f"{number:032}" for number in range(20_000)))
+    keys = ApiKeys([], file)
+    start = time.thread_time()
+    for _ in range(100):
+        assert accepts(keys, f"{19_999:032}")
+        assert not accepts(keys, "other")
+    assert time.thread_time() - start < 0.2  # 0.001; a comparison with each key takes 2 s
+    file.write_text("\n".join(f"{number:032}" for number in range(1, 20_001)))
+    start = time.thread_time()
+    keys.reload()
+    assert time.thread_time() - start < 3  # 0.1; a comparison of each pair of keys takes 60 s
+    assert not accepts(keys, f"{0:032}")
+    assert accepts(keys, f"{20_000:032}")
+
+
+def test_first_of_two_lines_with_one_key_is_in_effect(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("key first\nkey second\n")
+    keys = ApiKeys([], file)
+    keys.reload()
+    found = keys.check({b"x-api-key": b"key"})
+    assert found
+    assert found.name == "first"
+
+
 def test_half_written_key_file_is_never_in_effect(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("old-key\n")
