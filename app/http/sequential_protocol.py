@@ -160,7 +160,7 @@ class SequentialProtocol(HttpToolsProtocol):
             return  # a trailer
         if len(self.headers) == self.max_headers:
             raise HeadTooLarge(f"The request has over {self.max_headers} headers.")
-        name = name.lower()
+        name, value = name.lower(), value.rstrip(b" \t")  # RFC 9112, section 5.1; the parser leaves them
         self.headers.append((name, value))
         if name == b"content-length":
             self._framing.body_left = int(value)

@@ -140,6 +140,20 @@ def test_chunk_overhead_without_data_is_refused(port: int, body: bytes) -> None:
     assert json.loads(response.body)["type"] == "urn:thirtytwo:problem:malformed-request"
 
 
+def test_blanks_behind_a_value_are_no_part_of_it() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await echo(scope, receive, send)
+        seen.append(scope.get("headers", []))
+
+    chunked = request("/a", headers="Transfer-Encoding: chunked \r\nX-API-Key: \t key \r\n", method="POST")
+    with serve(headers) as server:
+        first, second = exchange(port_of(server), chunked + chunks(b"abc") + request("/b", headers=CLOSE))
+    assert (first.body, second.body) == (b"POST /a abc", b"GET /b ")
+    assert dict(seen[0])[b"x-api-key"] == b"key"
+
+
 def test_trailers_are_not_headers() -> None:
     seen: list[list[tuple[bytes, bytes]]] = []
 
