@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from app.process.lifecycle import Lifecycle, Phase, exit_past_threads
 from app.telemetry.log_stream import exit_process
 
 GRACE_S = 1.0  # from the shutdown timeout, or from a repeated signal, to the exit
+REPEAT_S = 0.15  # until a further signal is a second one: timeout(1) signals its child and then the whole group
 PERIOD_S = 0.05
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Server(uvicorn.Server):
         self._timeout_s = float(config.timeout_graceful_shutdown or 0)
         self._parent = multiprocessing.parent_process()
         self._signals: list[int] = []
+        self._signalled_at = -math.inf
         self._exit_at = float("inf")
         self._drain_task: asyncio.Task[None] | None = None
         self._reload_task: asyncio.Task[None] | None = None
@@ -67,15 +70,19 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called in the main thread between any two of its instructions."""
+        now = time.monotonic()
+        if now < self._signalled_at + REPEAT_S:
+            return
         self._signals.append(sig)
+        self._signalled_at = now
         if not self.started:
             exit_process(0)  # nothing has been accepted
         if len(self._signals) == 1:
-            self._exit_at = time.monotonic() + self._timeout_s + GRACE_S
+            self._exit_at = now + self._timeout_s + GRACE_S
             threading.Thread(target=self._exit_in_time, name="exit", daemon=True).start()
             self._loop.call_soon_threadsafe(self._begin_drain)
         elif self._is_forced():
-            self._exit_at = min(self._exit_at, time.monotonic() + GRACE_S)
+            self._exit_at = min(self._exit_at, now + GRACE_S)
             self.should_exit = self.force_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -85,6 +92,8 @@ class Server(uvicorn.Server):
             self.config.timeout_graceful_shutdown = max(GRACE_S / 2, left_s)  # type: ignore[assignment]
         await serve_backlog(self)
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves it out: the lifespan's task would be cancelled, with a traceback
+            await self.lifespan.shutdown()
 
     def _begin_drain(self) -> None:
         self._drain_task = self._loop.create_task(self._drain())

@@ -105,6 +105,19 @@ def test_second_signal_abandons_what_is_in_flight(tiny_weights: Path, cat: bytes
         running.terminate()
         time.sleep(0.3)
         running.terminate()
+        _, log = running.communicate(timeout=20)
+    assert running.returncode == 0
+    assert "Traceback" not in log
+
+
+def test_signal_to_process_and_group_counts_once(tiny_weights: Path, cat: bytes) -> None:
+    """As timeout(1) passes SIGTERM on."""
+    with process(tiny_weights) as (running, url), half_sent(url, cat) as connection:
+        running.terminate()
+        time.sleep(0.02)
+        running.terminate()
+        time.sleep(0.5)
+        assert finish(connection, cat) == b"HTTP/1.1 200"
         assert running.wait(20) == 0
 
 
