@@ -149,10 +149,11 @@ def serving(
     load_engine: LoadEngine = load_engine,
     protocol: type[Protocol] = Protocol,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    loop: str = "auto",
 ) -> Iterator[httpx.Client]:
     """A client of the application, which runs in a thread on a free port of loopback."""
     app = around(create_app(settings, load_engine))
-    options = {"log_config": None, "lifespan": "on", "http": protocol}
+    options = {"log_config": None, "lifespan": "on", "http": protocol, "loop": loop}
     server = uvicorn.Server(uvicorn.Config(app, port=0, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,6 +1,9 @@
 """The files in a request's body: a multipart form, or one raw file."""
 
+import asyncio
+import io
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -10,15 +13,17 @@ from urllib.parse import unquote
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from starlette.types import Receive
 
-from app.api.bodies import Headers, chunks, content_coding, read_decoded
+from app.api.bodies import Body, Headers, chunks, content_coding, read_decoded
 from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
 from app.settings import Settings
 
 MAX_NAME = 255  # characters of a file name that are returned
+MAX_EXTENDED_NAME = 12 * MAX_NAME  # of them, as %XX for each of up to 4 bytes a character
 MAX_HEADER = 8192  # bytes of one header line of a part
 OTHER_PARTS = 100  # parts besides the files that a form may hold
 MAX_FIELD = 1000  # bytes of a form field's value
-BLOCK = 65_536  # bytes of a decompressed form that are parsed at a time
+SLICE = 16_384  # bytes of a form between two looks at the clock: 2 ms of part headers at most
+PARSE_S = 0.001  # after which other requests have the event loop
 EXTENDED_NAME = re.compile(r"filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^\s;]+)", re.IGNORECASE)
 UNSUPPORTED = (
     "Send a multipart/form-data form with parts named file, or the image itself with its image/* content type."
@@ -49,12 +54,10 @@ async def read(receive: Receive, headers: Headers, settings: Settings, executor:
     if kind == "multipart/form-data":
         parser = FormParser(options.get("boundary", ""), settings)
         if coding := content_coding(headers):
-            body = await read_decoded(receive, headers, coding, settings.max_body_bytes, executor)
-            for start in range(0, len(body), BLOCK):
-                parser.feed(bytes(body[start : start + BLOCK]))
+            await _feed(parser, await read_decoded(receive, headers, coding, settings.max_body_bytes, executor))
         else:
             async for chunk in chunks(receive, headers, settings.max_body_bytes):
-                parser.feed(chunk)
+                await _feed(parser, chunk)
         return parser.close()
     if kind.startswith("image/") or kind == "application/octet-stream":
         limit = min(settings.max_file_bytes, settings.max_body_bytes)
@@ -63,6 +66,15 @@ async def read(receive: Receive, headers: Headers, settings: Settings, executor:
             raise MalformedUpload("The body is empty.")
         return Form([Upload(None, bytes(body))], {})
     raise UnsupportedImage(UNSUPPORTED)
+
+
+async def _feed(parser: "FormParser", data: Body) -> None:
+    stop = time.monotonic() + PARSE_S
+    for start in range(0, len(data), SLICE):
+        parser.feed(bytes(data[start : start + SLICE]))
+        if time.monotonic() > stop:
+            await asyncio.sleep(0)
+            stop = time.monotonic() + PARSE_S
 
 
 class FormParser:
@@ -77,7 +89,7 @@ class FormParser:
         self._files: list[Upload] = []
         self._fields: dict[str, str] = {}
         self._part: MultipartSegment | None = None
-        self._payload: list[bytes] = []
+        self._payload = io.BytesIO()  # joining 10 MB would hold the event loop for 6 ms
         self._size = 0
         self._others = 0
         if not 1 <= len(boundary) <= 70 or not boundary.isprintable():  # RFC 2046, section 5.1.1
@@ -108,7 +120,7 @@ class FormParser:
         return Form(self._files, self._fields)
 
     def _start(self, part: MultipartSegment) -> None:
-        self._part, self._payload, self._size = part, [], 0
+        self._part, self._payload, self._size = part, io.BytesIO(), 0
         if part.name != "file":
             self._others += 1
             if self._others > OTHER_PARTS:
@@ -120,18 +132,18 @@ class FormParser:
         assert self._part is not None
         self._size += len(payload)
         if self._size <= (self._settings.max_file_bytes if self._part.name == "file" else MAX_FIELD):
-            self._payload.append(payload)
+            self._payload.write(payload)
         else:
-            self._payload.clear()  # what is refused holds no memory
+            self._payload = io.BytesIO()  # what is refused holds no memory
 
     def _finish(self) -> None:
         assert self._part is not None
-        data = self._payload[0] if len(self._payload) == 1 else b"".join(self._payload)
+        data = self._payload.getvalue()
         if self._part.name == "file":
             self._files.append(Upload(_filename(self._part), checked(data, self._size, self._settings.max_file_bytes)))
         else:
             self._fields[str(self._part.name)] = data.decode("utf-8", "replace")
-        self._part, self._payload = None, []
+        self._part, self._payload = None, io.BytesIO()
 
 
 def checked(data: bytes, size: int, limit: int) -> bytes | RequestError:
@@ -145,7 +157,7 @@ def _filename(part: MultipartSegment) -> str | None:
     """The file name; `filename*` (RFC 5987), which some clients send beside it, wins."""
     extended = EXTENDED_NAME.search(part.header("Content-Disposition", ""))
     if extended:
-        name = unquote(extended[2], extended[1], "replace")
+        name = unquote(extended[2][:MAX_EXTENDED_NAME], extended[1], "replace")
     elif part.filename is None:
         return None
     else:

@@ -20,8 +20,9 @@ from app.model.preprocessing import DecodedImage, EncodedImage, Limits
 
 SMALL_S = 0.02  # estimated seconds up to which a file counts as small
 SLICE_S = 0.01  # seconds of a turn in the first thread
-INLINE_BYTES = 65_536  # bytes and files up to which a request of cheap images is decoded on the event loop
+INLINE_BYTES = 32_768  # bytes, files and estimated seconds up to which a request is decoded on the event loop
 INLINE_FILES = 8
+INLINE_S = 0.0015
 
 Decoded = DecodedImage | RequestError
 File = bytes | Decoded  # what is decoded or refused already passes through
@@ -72,7 +73,7 @@ class DecodePool:
         lengths = [len(file) for file in files if isinstance(file, bytes)]
         if len(lengths) <= INLINE_FILES and sum(lengths) <= INLINE_BYTES:
             opened = [_open(file, limits) for file in files]
-            if all(not isinstance(image, EncodedImage) or image.is_cheap for image in opened):
+            if all(map(_is_cheap, opened)) and sum(map(_cost_s, opened)) <= INLINE_S:
                 return [_decode(image) for image in opened]
         job = _Job(files, limits, deadline, asyncio.get_running_loop())
         self._append(job)
@@ -187,6 +188,10 @@ class _Job(Pending[list[Decoded]]):
 
 def _cost_s(image: Opened) -> float:
     return image.cost_s if isinstance(image, EncodedImage) else 0.0
+
+
+def _is_cheap(image: Opened) -> bool:
+    return not isinstance(image, EncodedImage) or image.is_cheap
 
 
 def _open(file: File, limits: Limits) -> Opened:

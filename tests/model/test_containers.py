@@ -259,7 +259,7 @@ def test_any_bytes_behind_a_signature_end_in_a_clear_error(kind: str, rest: byte
         (gif_with(b"!\xfe\1c\0", 5 * 4096), "more than 4096 blocks"),
         (bmp(8, 8, 1, 8, b"\1\1\0\0" * 8), "run-length coded"),
         (bmp(8, 8, 2, 4, b"\1\1\0\0" * 8), "run-length coded"),
-        (bmp(8, 8, 0, 8, bytes(64), colours=65_536), "palette of 65536 colours"),
+        (bmp(8, 8, 0, 8, bytes(64), colours=257), "palette of 257 colours"),
         (png(8, 8, 8, 0, bytes(72), before=chunk(b"abCd", b"") * 10_001), "more than 10000 chunks"),
     ],
 )

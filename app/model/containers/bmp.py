@@ -10,7 +10,7 @@ from app.model.containers.container import Container, Essential
 
 CORE_HEADER = 12  # of OS/2 1.x: sizes of 16 bits, no compression
 RUN_LENGTHS = {1, 2}
-MAX_COLOURS = 4096  # of a palette, each a turn of a loop in Pillow; 256 have a use
+MAX_COLOURS = 256  # of a palette, each a turn of a loop in Pillow
 
 
 class Bmp(Container):

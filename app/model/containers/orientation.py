@@ -40,8 +40,8 @@ def from_xmp(packet: bytes) -> int | None:
 def from_raw_profile(text: bytes) -> int | None:
     """The orientation of ImageMagick's text form of EXIF: a name, a length and hexadecimal lines."""
     try:
-        return from_exif(bytes.fromhex(b"".join(text[:MAX_TEXT_BYTES].split(b"\n")[3:]).decode("ascii")))
-    except ValueError:
+        return from_exif(bytes.fromhex(text[:MAX_TEXT_BYTES].split(b"\n", 3)[3].decode("ascii")))  # skips line ends
+    except (ValueError, IndexError):
         return None
 
 
