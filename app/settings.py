@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     workers: int = Field(
         0,
         ge=0,
+        le=256,
         description="HTTP processes; several share one engine process; "
         "0: 1 on a CPU, on a GPU three quarters of the CPUs, at most 16",
     )
@@ -75,8 +76,8 @@ class Settings(BaseSettings):
     precision: Annotated[Literal["auto", "int8", "bfloat16", "float16", "float32"], Lower] = Field(
         "auto", description="numeric precision; auto picks the fastest the CPU supports natively"
     )
-    threads: int = Field(0, ge=0, description="CPU threads for inference; 0 uses all available")
-    max_batch: int = Field(0, ge=0, description="largest batch, in images; 0: 64 on a CPU, 1024 on a GPU")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads for inference; 0 uses all available")
+    max_batch: int = Field(0, ge=0, le=65_536, description="largest batch, in images; 0: 64 on a CPU, 1024 on a GPU")
     early_exit: bool = Field(
         True, description="images leave a cascade after the first confident stage; false: they pass all stages"
     )

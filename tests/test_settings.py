@@ -32,6 +32,8 @@ def test_defaults_need_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_QUEUE", "many", "valid integer"),
         ("REQUEST_TIMEOUT_S", "-1", "greater than 0"),
         ("REQUEST_TIMEOUT_S", "inf", "finite"),
+        ("WORKERS", "100000", "less than or equal to 256"),
+        ("MAX_BATCH", "99999999999999999999", "less than or equal to 65536"),
         ("SHUTDOWN_TIMEOUT_S", "nan", "finite"),
         ("DEVICE", "toaster", "must be auto, cpu, cuda, cuda:N or mps"),
         ("DEVICE", "cuda:x", "must be auto, cpu, cuda, cuda:N or mps"),

@@ -44,7 +44,9 @@ class Supervisor(Multiprocess):
 
     def init_processes(self) -> None:
         self._engine = self._start_engine()
-        self.processes = [self._start() for _ in range(self.processes_num)]
+        self.processes = []
+        while len(self.processes) < self.processes_num and not self.should_exit.is_set():
+            self.processes.append(self._start())
 
     def keep_subprocess_alive(self) -> None:
         self._keep_engine_alive()

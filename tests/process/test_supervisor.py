@@ -9,9 +9,25 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.commands.serve import server_config
+from app.process.supervisor import Supervisor
+from app.settings import Settings
 from tests.support.subprocesses import children, engine_processes, front_ends, process, wait_until
 
 pytestmark = pytest.mark.slow  # starts processes
+
+
+def test_signal_between_the_starts_of_workers_ends_them(tiny_weights: Path) -> None:
+    settings = Settings(weights=tiny_weights, workers=3)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    supervisor = Supervisor(server_config(settings), [], settings)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    supervisor.should_exit.set()
+    supervisor.init_processes()
+    supervisor.terminate_all()
+    supervisor.join_all()
+    assert not supervisor.processes
 
 
 def test_broken_weights_file_leaves_the_front_ends(tiny_weights: Path, tmp_path: Path) -> None:
