@@ -7,6 +7,7 @@ from math import floor
 from app.engines.cuda import Driver, query_driver
 
 CPU_MAX_BATCH, GPU_MAX_BATCH = 64, 1024
+CPU_BATCH_PIXELS, GPU_BATCH_PIXELS = 1 << 20, 1 << 24  # those of as many images of 128 x 128
 MAX_QUEUE = 512
 GPU_QUEUE_S = 0.25  # of work at the measured rate
 GPU_MAX_QUEUE = 16_384
@@ -14,9 +15,15 @@ GPU_WORKERS = 16
 GPU_CPU_SHARE = 0.75  # of the CPUs for front ends; the others are left to the engine process and the driver
 
 
-def max_batch(setting: int, device: str) -> int:
-    """Images in the largest batch."""
-    return setting or (GPU_MAX_BATCH if is_gpu(device) else CPU_MAX_BATCH)
+def max_batch(setting: int, device: str, input_size: int = 1) -> int:
+    """Images in the largest batch: by default fewer where they are large, as memory and start-up time follow pixels.
+
+    An `input_size` that is not known is 1.
+    """
+    if setting:
+        return setting
+    images, pixels = (GPU_MAX_BATCH, GPU_BATCH_PIXELS) if is_gpu(device) else (CPU_MAX_BATCH, CPU_BATCH_PIXELS)
+    return max(1, min(images, pixels // input_size**2))
 
 
 def max_queue(setting: int, device: str, max_files: int, images_per_s: Callable[[], float], workers: int) -> int:

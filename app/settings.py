@@ -77,7 +77,12 @@ class Settings(BaseSettings):
         "auto", description="numeric precision; auto picks the fastest the CPU supports natively"
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for inference; 0 uses all available")
-    max_batch: int = Field(0, ge=0, le=65_536, description="largest batch, in images; 0: 64 on a CPU, 1024 on a GPU")
+    max_batch: int = Field(
+        0,
+        ge=0,
+        le=65_536,
+        description="largest batch, in images; 0: 64 on a CPU, 1024 on a GPU, fewer above 128 x 128 pixels",
+    )
     early_exit: bool = Field(
         True, description="images leave a cascade after the first confident stage; false: they pass all stages"
     )

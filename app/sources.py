@@ -1,5 +1,6 @@
 """Where a model comes from: the weights file of the settings, or the engine process that has loaded it."""
 
+import logging
 from collections.abc import Callable
 from socket import socket
 from typing import Protocol
@@ -16,6 +17,8 @@ from app.model import weights
 from app.model.file_watch import Fingerprint, fingerprint
 from app.model.weights import Weights, printable
 from app.settings import PREFIX, Settings
+
+logger = logging.getLogger(__name__)
 
 LoadEngine = Callable[[Weights, Settings], Engine]
 
@@ -53,7 +56,9 @@ class FileSource:
     def build(self, file: Weights) -> Classifier:
         try:
             engine = self._load_engine(file, self._settings)
-            largest = defaults.max_batch(self._settings.max_batch, engine.device)
+            size = file.card.input_size
+            largest = defaults.max_batch(self._settings.max_batch, engine.device, size)
+            logger.info("at most %d images of %d x %d pixels in a batch", largest, size, size)
             return Classifier(file, engine, batch_sizes(largest, self._sizes_per_octave))
         except WeightsError as error:
             raise WeightsError(f"{printable(self._settings.weights)}: {error}") from error

@@ -11,9 +11,17 @@ def unmeasured() -> float:
 
 
 def test_batches_are_larger_on_a_gpu() -> None:
-    assert defaults.max_batch(0, "cpu") == 64
-    assert defaults.max_batch(0, "cuda:1") == 1024
-    assert defaults.max_batch(7, "cuda") == 7
+    assert defaults.max_batch(0, "cpu", 32) == 64
+    assert defaults.max_batch(0, "cuda:1", 32) == 1024
+    assert defaults.max_batch(7, "cuda", 1024) == 7
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "images"),
+    [("cpu", 128, 64), ("cpu", 224, 20), ("cpu", 1024, 1), ("cuda", 128, 1024), ("cuda", 224, 334), ("cuda", 1024, 16)],
+)
+def test_batches_of_large_images_are_smaller(device: str, size: int, images: int) -> None:
+    assert defaults.max_batch(0, device, size) == images
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,16 @@ def prepare(engine: Engine, sizes: Sequence[int], image: NDArray[np.uint8]) -> N
             engine(image[None].repeat(max(sizes), 0), exclusive=False)
 
 
+def join(outputs: Sequence[Output]) -> Output:
+    """The outputs of one engine's calls as one."""
+    ood = [output.ood for output in outputs if output.ood is not None]
+    return Output(
+        np.concatenate([output.probabilities for output in outputs]),
+        np.concatenate([output.stages for output in outputs]),
+        np.concatenate(ood) if ood else None,
+    )
+
+
 def pad(images: NDArray[np.uint8], sizes: Sequence[int]) -> NDArray[np.uint8]:
     """The batch with zeros up to the next of the ascending sizes, contiguous: another size would be compiled now."""
     position = bisect_left(sizes, len(images))

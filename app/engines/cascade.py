@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines.base import Engine, Output, pad
+from app.engines.base import Engine, Output, join, pad
 from app.model.calibration import calibrated_softmax
 from app.model.card import Stage
 
@@ -83,13 +83,8 @@ class CascadeEngine:
         network = self._networks[stage.network]
         starts = accumulate(sizes, initial=0)
         parts = [pad(images[start : start + size], [size]) for start, size in zip(starts, sizes, strict=False)]
-        outputs = [network(part, exclusive) for part in parts]
-        ood = [output.ood for output in outputs if output.ood is not None]
-        return Output(
-            np.concatenate([output.probabilities for output in outputs])[:count],
-            np.zeros(count, np.uint8),
-            np.concatenate(ood)[:count] if ood else None,
-        )
+        probabilities, stages, ood = join([network(part, exclusive) for part in parts])
+        return Output(probabilities[:count], stages[:count], None if ood is None else ood[:count])
 
 
 def plan_passes(sizes: Sequence[int], overhead: float) -> list[list[int]]:

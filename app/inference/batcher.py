@@ -70,6 +70,10 @@ class Batcher(Generic[Item, Result]):
     def max_batch(self) -> int:
         return self._sizes[-1]
 
+    def resize(self, sizes: Sequence[int]) -> None:
+        """For later batches, which another model serves."""
+        self._sizes = sorted(sizes)
+
     @property
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)

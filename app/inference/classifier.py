@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engines import Engine, Output, batch_cost, verify_references
+from app.engines.base import join
 from app.engines.batch_cost import BatchCost
 from app.model.baseline import brightness
 from app.model.ood import is_ood
@@ -66,9 +67,16 @@ class Classifier:
         return [Scores(*each) for each in values]
 
     def run(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
-        """Images uint8 [N, S, S, 3] on the engine; waits for one of its streams."""
+        """Images uint8 [N, S, S, 3] on the engine; waits for one of its streams.
+
+        More than the largest batch size, which another model may have allowed, take several calls.
+        """
+        largest = max(self.batch_sizes)
         with self._streams:
-            return self.engine(images, exclusive)
+            if len(images) <= largest:
+                return self.engine(images, exclusive)
+            parts = [images[start : start + largest] for start in range(0, len(images), largest)]
+            return join([self.engine(part, exclusive) for part in parts])
 
     def verify(self) -> None:
         """Raises WeightsError if the engine no longer reproduces the reference outputs, or what the engine raises."""

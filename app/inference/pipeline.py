@@ -87,6 +87,7 @@ class Pipeline:
     def replace(self, classifier: Classifier) -> Classifier:
         """Later requests run on this classifier; returns the former. Belongs to the event loop."""
         former, self.classifier = self.classifier, classifier
+        self.batcher.resize(classifier.batch_sizes)
         return former
 
     def start(self) -> None:

@@ -59,7 +59,7 @@ class EngineProcess:
         self._metrics = Metrics()
         log_stream.stderr().on_drop(self._metrics.log_lines_dropped.inc)
         self._usage = EngineUsage(models.current.cost)
-        classifier = models.current.classifier  # later models have the same batch sizes
+        classifier = models.current.classifier  # later models split what is more than theirs
         self._server = EngineServer(
             max(classifier.batch_sizes), classifier.engine.streams, self._observe_batch, self._on_close
         )

@@ -22,6 +22,8 @@ from tests.support.images import LARGE, SMALL
 class Network:
     """A classifier that returns each image's mean as its only probability; blocks while `free` is cleared."""
 
+    batch_sizes = (1, 2, 4)
+
     def __init__(self, input_size: int = 32) -> None:
         self.input_size = input_size
         self.users = 0

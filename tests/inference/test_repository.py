@@ -63,6 +63,14 @@ def test_requests_after_the_load_run_on_the_new_model() -> None:
     asyncio.run(main())
 
 
+def test_later_batches_have_the_sizes_of_the_new_model() -> None:
+    smaller = SETTINGS.model_copy(update={"max_batch": 2})
+    with Running() as running:
+        assert running.pipeline.batcher.max_batch == 4
+        running.pipeline.replace(FileSource(smaller, load_engine).build(NEW))
+        assert running.pipeline.batcher.max_batch == 2
+
+
 def test_a_file_of_the_same_version_is_not_built() -> None:
     async def main() -> None:
         with Running(lambda: OLD) as running:
