@@ -1,5 +1,8 @@
 """The version ranges of pyproject.toml and the files of constraints agree."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,19 @@ def lower_bound(requirement: Requirement) -> str:
 
 def padded(version: str) -> list[int]:
     return ([int(part) for part in version.split(".")] + [0, 0])[:3]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("given", "host"), [([], "127.0.0.1"), (["HOST=0.0.0.0"], "0.0.0.0")])  # noqa: S104
+def test_make_serve_listens_on_loopback_by_default(given: list[str], host: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HOST"}
+    command = ["make", "--no-print-directory", "--dry-run", "serve", *given]
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert f"-m app --host {host} --port" in printed
+
+
+def test_the_image_listens_on_all_addresses() -> None:
+    assert "THIRTYTWO_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(requirements(*EXTRAS)))

@@ -134,6 +134,19 @@ def test_top_k_out_of_range(client: httpx.Client, cat: bytes, top_k: str) -> Non
     assert "top_k" in str(problem(response, 422, "invalid-parameter")["detail"])
 
 
+@pytest.mark.parametrize(("query", "field", "entries"), [("", "2", 2), ("?top_k=4", "2", 4)])
+def test_top_k_is_also_a_field_of_the_form(
+    client: httpx.Client, cat: bytes, query: str, field: str, entries: int
+) -> None:
+    response = client.post(f"/predict{query}", files=form(("cat.png", cat)), data={"top_k": field})
+    assert len(response.json()["predictions"][0]["top"]) == entries
+
+
+def test_a_wrong_top_k_field_is_refused(client: httpx.Client, cat: bytes) -> None:
+    response = client.post("/predict", files=form(("cat.png", cat)), data={"top_k": "11"})
+    assert "top_k" in str(problem(response, 422, "invalid-parameter")["detail"])
+
+
 def test_top_k_gives_that_many_that_add_up(client: httpx.Client, cat: bytes) -> None:
     top = client.post("/predict?top_k=10", files=form(("cat.png", cat))).json()["predictions"][0]["top"]
     assert sorted(t["label"] for t in top) == CLASSES
