@@ -68,14 +68,20 @@ def test_small_file_does_not_wait_for_large_ones() -> None:
     run(test)
 
 
-def test_cancelled_request_is_dropped_between_files() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout_s", [60, 0.05])
+def test_request_without_a_caller_or_past_its_deadline_is_dropped(timeout_s: float) -> None:
     async def test(pool: DecodePool) -> None:
-        task = asyncio.create_task(decode(pool, [LARGE] * 200))  # type: ignore[arg-type]
-        await asyncio.sleep(0.1)
-        task.cancel()
+        files = [png(500, 500)] * 3000  # 7 s
+        job = asyncio.create_task(decode(pool, files, timeout_s))  # type: ignore[arg-type]
+        await asyncio.sleep(0.2)
+        if timeout_s > 1:
+            job.cancel()
+        await asyncio.sleep(0.3)  # for the file that is being decoded
         start = time.process_time()
-        await decode(pool, [LARGE])
-        assert time.process_time() - start < 2  # 200 files would take over 5 s
+        await asyncio.sleep(1)
+        assert time.process_time() - start < 0.2  # nearly 1 where the thread goes on
+        job.cancel()
 
     run(test)
 
