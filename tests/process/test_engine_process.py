@@ -99,7 +99,7 @@ def test_killed_engine_process_is_replaced_with_its_front_ends(tiny_weights: Pat
         running.terminate()
         _, log = running.communicate(timeout=30)
     assert running.returncode == 0, log
-    assert f"engine process {engine} exited with status -9; next start in 0 s" in log
+    assert f"engine process {engine} exited with status -9" in log
     assert "Traceback" not in log
     assert named_shared_memory() == shared_memory
 
