@@ -117,7 +117,7 @@ class Replica:
         self.busy_s = 0.0
 
     def start_batch(self, service: Service) -> float:
-        """Takes what waits; the duration of the batch in seconds."""
+        """Runs what waits; the duration of the batch in seconds."""
         count, self.batch = 0, []
         while self.waiting and count < service.max_batch:
             first = self.waiting[0]

@@ -22,7 +22,7 @@ MAX_EXTENDED_NAME = 12 * MAX_NAME  # of them, as %XX for each of up to 4 bytes a
 MAX_HEADER = 8192  # bytes of one header line of a part
 OTHER_PARTS = 100  # parts besides the files that a form may hold
 MAX_FIELD = 1000  # bytes of a form field's value
-SLICE = 16_384  # bytes of a form between two looks at the clock: 2 ms of part headers at most
+SLICE = 16_384  # bytes of a form that are parsed before the clock is checked: 2 ms of part headers at most
 PARSE_S = 0.001  # after which other requests have the event loop
 EXTENDED_NAME = re.compile(r"filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^\s;]+)", re.IGNORECASE)
 UNSUPPORTED = (

@@ -46,7 +46,7 @@ INFER = "/v2/models/tiny/infer"
 LENGTH = "Inference-Header-Content-Length"
 
 
-def ask(outputs: list[Json], **parameters: Any) -> list[SelectedOutput]:
+def selected_from(outputs: list[Json], **parameters: Any) -> list[SelectedOutput]:
     return select(
         InferenceRequest.model_validate({"inputs": INPUTS, "outputs": outputs, "parameters": parameters}), SPECS
     )
@@ -99,7 +99,7 @@ def named(name: str, binary: bool | None, top: int) -> Json:
 @given(outputs=requested, default=st.booleans(), rows=values)
 def test_any_selection_is_read_back_in_its_order_and_form(outputs: Any, default: bool, rows: Any) -> None:
     of_name = dict(zip(("probabilities", "ood_score"), rows, strict=True))
-    selected = ask([named(*output) for output in outputs], binary_data_output=default)
+    selected = selected_from([named(*output) for output in outputs], binary_data_output=default)
     body, length = encode({"model_name": "m"}, [(each, of_name[each.spec.name]) for each in selected], LABELS)
 
     expected = outputs or [("probabilities", None, 0), ("ood_score", None, 0)]
@@ -141,7 +141,7 @@ def check(datatype: str, shape: list[int], data: Any, expected: Any, top: int) -
 )
 def test_a_selection_that_is_impossible_is_refused(outputs: list[Json], sentence: str) -> None:
     with pytest.raises(MalformedUpload) as caught:
-        ask(outputs)
+        selected_from(outputs)
     assert sentence in str(caught.value)
 
 
