@@ -1,9 +1,12 @@
 """Marks the tests that start other programs; ignores modules whose packages (extras e2e and deploy) are missing."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every port on loopback; read when ray is imported
 
 FOLDER = Path(__file__).parent
 REQUIRED = {

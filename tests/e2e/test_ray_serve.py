@@ -18,22 +18,19 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
-
-from app.model.weights import BUNDLED
-from app.settings import Settings
-from tests.support import fault_injection
-from tests.support.images import WHITE
-from tests.support.subprocesses import free_port
-
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps every port on loopback; read when ray is imported
 import ray
+import yaml
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve._private.common import DeploymentID
 from ray.serve.context import _get_global_client  # no public API has a replica's node, process and metrics
 
+from app.model.weights import BUNDLED
+from app.settings import Settings
 from deploy import ray_serve
+from tests.support import fault_injection
+from tests.support.images import WHITE
+from tests.support.subprocesses import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # many processes, which start slowly on few cores
 
