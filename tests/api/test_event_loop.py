@@ -21,7 +21,8 @@ pytestmark = [
 ]
 
 MAX_MS = 10.0  # the aim is 5; a busy machine counts up to twice that
-ATTEMPTS = 20  # of which one must hold: page faults and shared caches cost several times as much on a busy machine
+TRACED = 5  # times as long while coverage traces each line
+ATTEMPTS = 20  # of which one must hold: page faults cost ten times as much on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +47,22 @@ def longest_ms(service: httpx.Client, request: bytes) -> tuple[float, str]:
     return 1e3 * seconds, name
 
 
-def cheapest(service: httpx.Client, request: bytes) -> tuple[float, str]:
+def cheapest(service: httpx.Client, request: bytes, limit_ms: float) -> tuple[float, str]:
     """The first of the attempts within the limit, or the last."""
     for _ in range(ATTEMPTS):
         found = longest_ms(service, request)
-        if found[0] <= MAX_MS:
+        if found[0] <= limit_ms:
             break
     return found
 
 
 def test_no_request_holds_the_event_loop(service: httpx.Client, cat: bytes) -> None:
     requests = all_requests(cat)
-    longest = {name: cheapest(service, each) for name, each in requests.items()}
+    limit_ms = MAX_MS * (TRACED if sys.gettrace() else 1)
+    longest = {name: cheapest(service, each, limit_ms) for name, each in requests.items()}
     assert len(longest) > 25
     assert all(milliseconds > 0 for milliseconds, _ in longest.values())
-    assert not {name: found for name, found in longest.items() if found[0] > MAX_MS}
+    assert not {name: found for name, found in longest.items() if found[0] > limit_ms}
 
 
 def test_a_callback_is_measured(service: httpx.Client) -> None:
