@@ -46,7 +46,7 @@ def create_app(
     config = config or settings.load()
     metrics = Metrics()
     log_stream.stderr().on_drop(metrics.log_lines_dropped.inc)
-    app: ASGIApp = create_api(config, lifespan(config, metrics, load_engine, exit_process, link))
+    app: ASGIApp = predict.FastPath(create_api(config, lifespan(config, metrics, load_engine, exit_process, link)))
     if config.cors_origins:
         app = CORSMiddleware(app, config.cors_origins, CORS_METHODS, ["*"], expose_headers=CORS_EXPOSED_HEADERS)
     if config.allowed_hosts:

@@ -9,8 +9,9 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from app.api import openapi, schemas, uploads
+from app.api import openapi, problems, schemas, uploads
 from app.api.inference import caller_of, classify, off_loop
 from app.api.problems import TYPE
 from app.api.uploads import Upload
@@ -42,6 +43,37 @@ def install(api: FastAPI) -> None:
         responses=openapi.PREDICT,
         openapi_extra=openapi.REQUEST,
     )
+
+
+class FastPath:
+    """Calls `predict` before the framework's middleware and routing: 0.4 of the 3.7 ms of a lone request.
+
+    The route of `install` has the schema and the errors of other methods.
+    """
+
+    def __init__(self, api: FastAPI) -> None:
+        self.api = api
+        (self._route,) = (route for route in api.routes if isinstance(route, PredictRoute))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not self._matches(scope):
+            await self.api(scope, receive, send)
+            return
+        scope["route"] = self._route
+        request = Request(scope, receive, send)
+        try:
+            response = await predict(request)
+        except RequestError as error:
+            error.__traceback__ = None  # its frames hold the body, and the connection may outlast the response
+            response = await problems.on_request_error(request, error)
+        except Exception:
+            await problems.internal(scope)(scope, receive, send)
+            raise
+        await response(scope, receive, send)
+
+    def _matches(self, scope: Scope) -> bool:
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        return path == self._route.path
 
 
 async def predict(request: Request) -> Response:
