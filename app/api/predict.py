@@ -8,6 +8,8 @@ from urllib.parse import parse_qsl
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic_core import to_json
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -46,7 +48,7 @@ def install(api: FastAPI) -> None:
 
 
 class FastPath:
-    """Calls `predict` before the framework's middleware and routing: 0.4 of the 3.7 ms of a lone request.
+    """Calls `predict` with the framework's error handling alone: the rest of its stack needs 0.4 ms of a lone request.
 
     The route of `install` has the schema and the errors of other methods.
     """
@@ -54,26 +56,24 @@ class FastPath:
     def __init__(self, api: FastAPI) -> None:
         self.api = api
         (self._route,) = (route for route in api.routes if isinstance(route, PredictRoute))
+        handled = ExceptionMiddleware(_respond, {RequestError: problems.on_request_error})
+        self._predict = ServerErrorMiddleware(handled, problems.on_exception)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not self._matches(scope):
+        if scope["type"] == "http" and scope["method"] == "POST" and self._matches(scope):
+            scope["route"] = self._route
+            await self._predict(scope, receive, send)
+        else:
             await self.api(scope, receive, send)
-            return
-        scope["route"] = self._route
-        request = Request(scope, receive, send)
-        try:
-            response = await predict(request)
-        except RequestError as error:
-            error.__traceback__ = None  # its frames hold the body, and the connection may outlast the response
-            response = await problems.on_request_error(request, error)
-        except Exception:
-            await problems.internal(scope)(scope, receive, send)
-            raise
-        await response(scope, receive, send)
 
     def _matches(self, scope: Scope) -> bool:
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         return path == self._route.path
+
+
+async def _respond(scope: Scope, receive: Receive, send: Send) -> None:
+    response = await predict(Request(scope, receive, send))
+    await response(scope, receive, send)
 
 
 async def predict(request: Request) -> Response:
