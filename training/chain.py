@@ -125,8 +125,10 @@ def _check(run: Run) -> None:
     except ValidationError as error:
         raise SettingsError(f"{where}: {cli.one_line(error)}") from None
     if run.out.exists():
-        # A card has the versions of files in place of their paths, and choices in place of `auto`.
-        fixed = {name for name, value in run.flags.items() if value != "auto"} - {"teacher", "initial_weights"}
+        # A card has the versions of files in place of their paths, and choices in place of `auto`. Fine-tuning also
+        # chooses what no flag gives.
+        fixed = set(Recipe.model_fields) if recipe.finetune == "none" else set(run.flags)
+        fixed -= {"teacher", "initial_weights"} | {name for name, value in run.flags.items() if value == "auto"}
         made_by = Recipe.model_validate(weights.load(run.out).card.recipe)
         if made_by.model_dump(include=fixed) != recipe.model_dump(include=fixed):
             raise SettingsError(f"{run.out} was made by another recipe; another --run-dir starts anew.")

@@ -150,12 +150,17 @@ def test_choices_of_a_finished_run_do_not_make_it_another(tmp_path: Path, tiny_w
     (tmp_path / "large").mkdir()
     out = tmp_path / "large/1.safetensors"
     weights.save(out, card, finished.state, finished.reference_images, finished.reference_probabilities)
-    table = chain.NetworkTable(name="large", runs=[{"class_balance": "auto"}])
-    made = chain.ChainFile(networks=[table], cascade=chain.CascadeTable(stages=["large"]))
-    assert [each.out for each in chain.plan(made, tmp_path)] == [out]
-    other = chain.ChainFile(networks=[chain.NetworkTable(name="large", runs=[{"epochs": 4}])], cascade=made.cascade)
-    with pytest.raises(SettingsError, match="was made by another recipe"):
-        chain.plan(other, tmp_path)
+
+    def planned(**flags: object) -> list[Path]:
+        table = chain.NetworkTable(name="large", runs=[flags])
+        made = chain.ChainFile(networks=[table], cascade=chain.CascadeTable(stages=["large"]))
+        return [each.out for each in chain.plan(made, tmp_path)]
+
+    assert planned(class_balance="auto", epochs=3) == [out]
+    assert planned(class_balance="auto", finetune="auto") == [out]
+    for flags in ({"class_balance": "auto"}, {"epochs": 3}, {"class_balance": "auto", "epochs": 4}):
+        with pytest.raises(SettingsError, match="was made by another recipe"):
+            planned(**flags)
 
 
 def test_a_run_of_another_recipe_is_refused(recipe: Path, tiny_weights: Path, tmp_path: Path) -> None:
