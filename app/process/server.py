@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -19,10 +18,10 @@ import uvicorn
 
 from app.http.backlog import serve_backlog
 from app.process.lifecycle import Lifecycle, Phase, exit_past_threads
+from app.process.signals import ReceivedSignals
 from app.telemetry.log_stream import exit_process
 
 GRACE_S = 1.0  # from the shutdown timeout, or from a repeated signal, to the exit
-REPEAT_S = 0.15  # until a further signal is a second one: timeout(1) signals its child and then the whole group
 PERIOD_S = 0.05
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._timeout_s = float(config.timeout_graceful_shutdown or 0)
         self._parent = multiprocessing.parent_process()
-        self._signals: list[int] = []
-        self._signalled_at = -math.inf
+        self._signals = ReceivedSignals()
         self._exit_at = float("inf")
         self._drain_task: asyncio.Task[None] | None = None
         self._reload_task: asyncio.Task[None] | None = None
@@ -70,11 +68,9 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called in the main thread between any two of its instructions."""
-        now = time.monotonic()
-        if now < self._signalled_at + REPEAT_S:
+        if not self._signals.add(sig):
             return
-        self._signals.append(sig)
-        self._signalled_at = now
+        now = time.monotonic()
         if not self.started:
             exit_process(0)  # nothing has been accepted
         if len(self._signals) == 1:

@@ -7,12 +7,14 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from types import FrameType
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from app.process.server import GRACE_S
+from app.process.signals import ReceivedSignals
 from app.process.worker import EngineWorker, FrontEnd, Worker
 from app.settings import Settings
 from app.sources import LoadEngine, load_engine
@@ -38,9 +40,9 @@ class Supervisor(Multiprocess):
         self._settings, self._load_engine = settings, load_engine
         self._engines = 0
         self._served = False
-        self._signals = 0
+        self._signals = ReceivedSignals()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self._stop())
+            signal.signal(number, self._stop)
 
     def init_processes(self) -> None:
         self._engine = self._start_engine()
@@ -119,14 +121,14 @@ class Supervisor(Multiprocess):
         return engine
 
     def _join(self, worker: Worker, deadline: float) -> None:
-        while worker.process.is_alive() and time.monotonic() < deadline and self._signals < 2:
+        while worker.process.is_alive() and time.monotonic() < deadline and len(self._signals) < 2:
             worker.process.join(0.1)
         if worker.process.is_alive():
             worker.process.kill()
         worker.process.join()
 
-    def _stop(self) -> None:
-        self._signals += 1
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._signals.add(number)
         self.should_exit.set()
 
     def _has_failed(self) -> bool:

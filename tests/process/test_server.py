@@ -110,12 +110,16 @@ def test_second_signal_abandons_what_is_in_flight(tiny_weights: Path, cat: bytes
     assert "Traceback" not in log
 
 
-def test_signal_to_process_and_group_counts_once(tiny_weights: Path, cat: bytes) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signal_to_process_and_group_counts_once(tiny_weights: Path, cat: bytes, workers: str) -> None:
     """As timeout(1) passes SIGTERM on."""
-    with process(tiny_weights) as (running, url), half_sent(url, cat) as connection:
+    with (
+        process(tiny_weights, "--workers", workers, start_new_session=True) as (running, url),
+        half_sent(url, cat) as connection,
+    ):
         running.terminate()
         time.sleep(0.02)
-        running.terminate()
+        os.killpg(running.pid, signal.SIGTERM)
         time.sleep(0.5)
         assert finish(connection, cat) == b"HTTP/1.1 200"
         assert running.wait(20) == 0
