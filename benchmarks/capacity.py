@@ -9,7 +9,7 @@ one image), and the CPU time of HTTP, form and decoding on the AMX machine. Meas
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from app.engines.batch_cost import BatchCost
@@ -19,11 +19,12 @@ from benchmarks.replica_simulation import POLICIES, Load, Result, Service, simul
 REPLICAS = (1, 10, 100)
 LOADS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 REQUESTS_PER_REPLICA, MIN_REQUESTS = 2_000, 50_000
-CASES: dict[str, dict[str, int]] = {
-    "1 balancer": {},
-    "10 balancers": {"balancers": 10},
-    "bursts of 100": {"burst": 100},
-    "a tenth of the replicas at half speed": {"slow": REPLICAS[-1] // 10},
+POISSON = Load(rate=1.0)  # `run` sets rate and images
+CASES = {
+    "1 balancer": POISSON,
+    "10 balancers": replace(POISSON, balancers=10),
+    "bursts of 100": replace(POISSON, burst=100),
+    "a tenth of the replicas at half speed": replace(POISSON, slow=REPLICAS[-1] // 10),
 }
 
 
@@ -83,11 +84,11 @@ def service(arguments: argparse.Namespace) -> Service:
     )
 
 
-def run(replica: Service, replicas: int, share: float, images: int, seed: int, **load: object) -> Result:
-    """At a share of the replicas' capacity."""
+def run(replica: Service, replicas: int, share: float, images: int, seed: int, load: Load = POISSON) -> Result:
+    """The load at a share of the replicas' capacity."""
     rate = share * replicas * replica.images_per_s(images) / images
     requests = max(MIN_REQUESTS, REQUESTS_PER_REPLICA * replicas) // images + 1000
-    return simulate(replica, replicas, Load(rate, images, **load), requests, seed)  # type: ignore[arg-type]
+    return simulate(replica, replicas, replace(load, rate=rate, images=images), requests, seed)
 
 
 def cell(result: Result) -> str:
@@ -107,7 +108,8 @@ def policy_table(replica: Service, images: int, share: float, seed: int) -> list
     """p50 and p99 by policy with the most replicas."""
     rows: list[Sequence[str]] = [["policy", *CASES]]
     for policy in POLICIES:
-        results = [run(replica, REPLICAS[-1], share, images, seed, policy=policy, **case) for case in CASES.values()]
+        loads = [replace(case, policy=policy) for case in CASES.values()]
+        results = [run(replica, REPLICAS[-1], share, images, seed, load) for load in loads]
         rows.append([policy, *map(cell, results)])
     return rows
 

@@ -43,12 +43,8 @@ def _with_digits(images: torch.Tensor) -> torch.Tensor:
 
 
 def predictions(classifier: Classifier, images: torch.Tensor) -> list[Prediction]:
-    parts = images.numpy()
-    return [
-        Prediction(*scores, resized_from=None)
-        for start in range(0, len(parts), ENGINE_BATCH)
-        for scores in classifier([DecodedImage(each, None) for each in parts[start : start + ENGINE_BATCH]])
-    ]
+    decoded = [DecodedImage(each, None) for each in images.numpy()]
+    return [Prediction(*scores, resized_from=None) for scores in classifier(decoded)]
 
 
 def indices(classifier: Classifier, images: list[Prediction]) -> dict[str, tuple[float, float]]:
