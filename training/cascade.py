@@ -117,13 +117,11 @@ def reference_outputs(networks: Sequence[Weights], stages: Sequence[Stage], imag
     return np.stack([probabilities_of(*each) for each in zip(stages, means, strict=True)])
 
 
-def evaluate(cascade: Weights, name: str, split: Split, device: str = "auto") -> dict[str, Any]:
+def evaluate(engine: CascadeEngine, card: ModelCard, name: str, split: Split) -> dict[str, Any]:
     """Metrics of the cascade as served, on clean images and as JPEG; keys begin with `name`. Also the engine."""
-    engine = engines.load(cascade, device)
-    assert isinstance(engine, CascadeEngine)
-    clean = _evaluate(engine, cascade.card, name, split.images, split.labels)
+    clean = _evaluate(engine, card, name, split.images, split.labels)
     clean["engine"] = provenance.engine(engine)
-    return clean | _evaluate(engine, cascade.card, f"{name}_jpeg80", calibration.as_jpeg(split.images), split.labels)
+    return clean | _evaluate(engine, card, f"{name}_jpeg80", calibration.as_jpeg(split.images), split.labels)
 
 
 def _evaluate(
@@ -187,11 +185,13 @@ def run(arguments: argparse.Namespace) -> None:
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
     name = arguments.name or arguments.out.stem
     cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs, arguments.device)
-    cascade = with_baseline(cascade, engines.load(cascade, arguments.device), val)
-    results = evaluate(cascade, "val", val, arguments.device)
+    engine = engines.load(cascade, arguments.device)
+    assert isinstance(engine, CascadeEngine)
+    cascade = with_baseline(cascade, engine, val)
     card = cascade.card
+    results = evaluate(engine, card, "val", val)
     if len(dataset.test):
-        results |= evaluate(cascade, "test", dataset.test, arguments.device)
+        results |= evaluate(engine, card, "test", dataset.test)
         update = {"test_accuracy": results["test_accuracy"], "forward_gflops": results["test_gflops"]}
         card = card.model_copy(update=update)
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
