@@ -200,7 +200,9 @@ async def _load_shadow(candidates: Repository, path: Path, settings: Settings) -
 
 def _max_queue(settings: Settings, classifier: Classifier) -> int:
     device, workers = classifier.engine.device, max(1, settings.workers)
-    return defaults.max_queue(settings.max_queue, device, settings.max_files, classifier.measure_rate, workers)
+    return defaults.max_queue(
+        settings.max_queue, device, settings.max_files, lambda: classifier.cost.images_per_s, workers
+    )
 
 
 def _observe_memory(pipeline: Pipeline, metrics: Metrics) -> Callable[[], None]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from heapq import nlargest
 from itertools import repeat
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,14 +85,6 @@ class Classifier:
     def cost(self) -> BatchCost:
         """Measured at the first access, which blocks for several passes."""
         return batch_cost.measure(self.engine, self.weights.reference_images, max(self.batch_sizes))
-
-    def measure_rate(self) -> float:
-        """Images/s of one pass of the largest batch size."""
-        image = self.weights.reference_images[:1]
-        images = image.repeat(max(self.batch_sizes), 0)
-        start = perf_counter()
-        self.engine(images)
-        return len(images) / (perf_counter() - start)
 
     def card(self) -> dict[str, Any]:
         """What `GET /model` shows: the file's card and how it is served."""
