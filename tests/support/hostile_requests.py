@@ -4,7 +4,7 @@ import gzip
 import json
 import zlib
 
-from tests.support import decompression_bombs, hostile_images
+from tests.support import decompression_bombs, hostile_images, raw_http
 from tests.support.decompression_bombs import chunk
 from tests.support.raw_http import CLOSE
 
@@ -17,8 +17,7 @@ V2 = "/v2/models/tiny/infer"
 
 
 def request(target: str, body: bytes, content_type: str = PNG, headers: str = "") -> bytes:
-    fields = f"Host: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{headers}{CLOSE}"
-    return f"POST {target} HTTP/1.1\r\n{fields}\r\n".encode() + body
+    return raw_http.request(target, body, f"Content-Type: {content_type}\r\n{headers}{CLOSE}", "POST")
 
 
 def form(files: list[bytes], parameters: bytes = b'; filename="a"') -> bytes:
@@ -28,7 +27,7 @@ def form(files: list[bytes], parameters: bytes = b'; filename="a"') -> bytes:
 
 
 def headers_and_framing() -> dict[str, bytes]:
-    chunks = request("/predict", b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    chunks = request("/predict", b"", headers="Transfer-Encoding: chunked\r\n")
     fields = "".join(f"A{number}: {'x' * 300}\r\n" for number in range(90))
     return {
         "headers": request("/predict", b"", headers=fields),
@@ -36,7 +35,7 @@ def headers_and_framing() -> dict[str, bytes]:
         "pipelined requests": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2000 + request("/healthz", b""),
         "line ends": b"\r\n" * 500_000 + request("/healthz", b""),
         "query": request("/predict?" + "top_k=1&" * 250, b"x"),
-        "metrics": request("/metrics", b"").replace(b"POST", b"GET"),
+        "metrics": raw_http.request("/metrics", headers=CLOSE),
     }
 
 

@@ -1,11 +1,13 @@
-"""The shipped alert rules, dashboard and Prometheus configuration, parsed once."""
+"""The shipped alert rules, dashboard and Prometheus configuration, parsed once; the metrics of a service."""
 
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS = DEPLOY / "prometheus"
@@ -39,3 +41,15 @@ def queries() -> list[str]:
 def without_variables(query: str, interval: str = "5m") -> str:
     """A panel's query as Prometheus accepts it, over all instances."""
     return query.replace("$__rate_interval", interval).replace("$instance", ".*")
+
+
+def read_metric(client: httpx.Client, name: str) -> dict[tuple[str, ...], float]:
+    """A metric's values by those of its labels, in the order of the labels' names."""
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+        if sample.name == name
+    }

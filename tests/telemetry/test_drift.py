@@ -15,7 +15,7 @@ from app.model.card import ModelCard
 from app.telemetry.drift import CHUNK, DriftMonitor, critical_value, population_stability_index
 from app.telemetry.metrics import Metrics
 from tests.conftest import untrained
-from tests.telemetry.test_metrics import form, read
+from tests.support.monitoring import read_metric
 
 HALVES = Histogram(edges=[0.5], shares=[0.5, 0.5])
 BASELINE = Baseline(
@@ -155,8 +155,8 @@ def test_metrics_show_the_drift_of_uploads(
     client = start(weights=baseline_weights)
     assert client.get("/model").json()["baseline"]["images"] == 1000
     for _ in range(4):
-        assert client.post("/predict", files=form(*[cat] * 250)).status_code == 200
-    found = read(client, "thirtytwo_drift_psi")
+        assert client.post("/predict", files=[("file", ("x.png", cat))] * 250).status_code == 200
+    found = read_metric(client, "thirtytwo_drift_psi")
     assert found.keys() == {("confidence",), ("brightness",), ("class",)}
     assert found["brightness",] > 0.2
 

@@ -9,7 +9,6 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from prometheus_client.parser import text_string_to_metric_families
 
 from app.engines import Engine, Output
 from app.model.weights import Weights
@@ -17,23 +16,12 @@ from app.settings import Settings
 from app.sources import load_engine
 from tests.conftest import CLASSES, EXAMPLES, serving
 from tests.support.images import png
+from tests.support.monitoring import read_metric
 
 Start = Callable[..., httpx.Client]
 
 RAW = {"Inference-Header-Content-Length": "0"}
 PICTURES = [(EXAMPLES / f"{name}.png").read_bytes() for name in CLASSES]
-
-
-def read(client: httpx.Client, name: str) -> dict[tuple[str, ...], float]:
-    """A metric's values by those of its labels, in the order of the labels' names."""
-    response = client.get("/metrics")
-    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    return {
-        tuple(value for _, value in sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-        if sample.name == name
-    }
 
 
 def form(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
@@ -50,7 +38,7 @@ def test_requests_are_counted_by_route_and_status(start: Start, cat: bytes) -> N
     for path in ("index.css", "swagger/swagger-ui.css", "none.css"):
         client.get(f"/static/{path}")
     client.get("/none")
-    assert read(client, "thirtytwo_requests_total") == {
+    assert read_metric(client, "thirtytwo_requests_total") == {
         ("/predict", "200"): 1,
         ("/predict", "405"): 1,
         ("/v2/models/{name}/infer", "200"): 1,
@@ -61,33 +49,36 @@ def test_requests_are_counted_by_route_and_status(start: Start, cat: bytes) -> N
         ("/static/{path}", "404"): 1,
         ("unmatched", "404"): 1,
     }
-    assert read(client, "thirtytwo_request_duration_seconds_count")[("/predict",)] == 2
+    assert read_metric(client, "thirtytwo_request_duration_seconds_count")[("/predict",)] == 2
 
 
 def test_a_route_has_the_same_name_behind_a_root_path(start: Start, cat: bytes) -> None:
     client = start(root_path="/classifier")
     client.post("/predict", files=form(cat))
     client.get("/model")
-    assert set(read(client, "thirtytwo_requests_total")) == {("/predict", "200"), ("/model", "200")}
+    assert set(read_metric(client, "thirtytwo_requests_total")) == {("/predict", "200"), ("/model", "200")}
 
 
 def test_every_class_has_a_count_from_the_start(start: Start) -> None:
     client = start()
     nothing = {(label,): 0.0 for label in CLASSES}
-    assert read(client, "thirtytwo_predictions_total") == nothing
-    assert read(client, "thirtytwo_confidence_sum_total") == nothing
+    assert read_metric(client, "thirtytwo_predictions_total") == nothing
+    assert read_metric(client, "thirtytwo_confidence_sum_total") == nothing
 
 
 def test_pictures_and_their_confidence_are_counted_by_predicted_class(start: Start) -> None:
     client = start(max_batch=4)
     predictions = client.post("/predict", files=form(*PICTURES)).json()["predictions"]
-    counts, confidences = read(client, "thirtytwo_predictions_total"), read(client, "thirtytwo_confidence_sum_total")
+    counts, confidences = (
+        read_metric(client, "thirtytwo_predictions_total"),
+        read_metric(client, "thirtytwo_confidence_sum_total"),
+    )
     for label in CLASSES:
         of_it = [prediction["confidence"] for prediction in predictions if prediction["label"] == label]
         assert counts[(label,)] == len(of_it)
         assert confidences[(label,)] == pytest.approx(sum(of_it), abs=1e-3)
     client.post("/v2/models/tiny_image/infer", content=PICTURES[0], headers=RAW)
-    assert sum(read(client, "thirtytwo_predictions_total").values()) == len(PICTURES) + 1
+    assert sum(read_metric(client, "thirtytwo_predictions_total").values()) == len(PICTURES) + 1
 
 
 def test_each_step_of_a_request_is_timed(start: Start, cat: bytes) -> None:
@@ -98,9 +89,9 @@ def test_each_step_of_a_request_is_timed(start: Start, cat: bytes) -> None:
         assert all(float(ms) > 0 for ms in steps.groups())
     client.post("/v2/models/tiny_image/infer", content=cat, headers=RAW)
     for name in ("decode_seconds", "queue_seconds", "inference_seconds", "batch_size"):
-        assert read(client, f"thirtytwo_{name}_count") == {(): 6}
-    assert read(client, "thirtytwo_batch_size_sum") == {(): 16}
-    assert read(client, "thirtytwo_queue_size") == {(): 0}
+        assert read_metric(client, f"thirtytwo_{name}_count") == {(): 6}
+    assert read_metric(client, "thirtytwo_batch_size_sum") == {(): 16}
+    assert read_metric(client, "thirtytwo_queue_size") == {(): 0}
 
 
 def test_refusals_are_counted_by_reason(start: Start, cat: bytes) -> None:
@@ -111,7 +102,7 @@ def test_refusals_are_counted_by_reason(start: Start, cat: bytes) -> None:
     client.post("/predict", files=form(cat, cat, cat))
     client.post("/v2/models/tiny_image/infer", content=b"x", headers=RAW)
     client.post("/v2/models/tiny/infer", content=b"{}")
-    assert read(client, "thirtytwo_rejections_total") == {
+    assert read_metric(client, "thirtytwo_rejections_total") == {
         ("unsupported-image",): 2,
         ("invalid-parameter",): 1,
         ("too-large",): 1,
@@ -122,7 +113,7 @@ def test_refusals_are_counted_by_reason(start: Start, cat: bytes) -> None:
 def test_the_model_and_the_engine_are_named(client: httpx.Client) -> None:
     card = client.get("/model").json()
     names = ("device", "engine", "name", "precision", "version")
-    assert read(client, "thirtytwo_model_info") == {tuple(card[name] for name in names): 1}
+    assert read_metric(client, "thirtytwo_model_info") == {tuple(card[name] for name in names): 1}
 
 
 class EngineWithMemory:
@@ -147,29 +138,32 @@ def load_with_memory(weights: Weights, settings: Settings) -> Engine:
 
 
 def test_memory_is_that_of_the_device_and_of_the_process(client: httpx.Client, tiny_weights: Path) -> None:
-    assert read(client, "thirtytwo_device_memory_bytes") == {}
-    (resident,) = read(client, "process_resident_memory_bytes").values()
+    assert read_metric(client, "thirtytwo_device_memory_bytes") == {}
+    (resident,) = read_metric(client, "process_resident_memory_bytes").values()
     assert resident > 50e6
     with serving(Settings(weights=tiny_weights, max_batch=16), load_with_memory) as on_gpu:
-        assert read(on_gpu, "thirtytwo_device_memory_bytes") == {("cuda:0", "used"): 3e9, ("cuda:0", "total"): 24e9}
+        assert read_metric(on_gpu, "thirtytwo_device_memory_bytes") == {
+            ("cuda:0", "used"): 3e9,
+            ("cuda:0", "total"): 24e9,
+        }
 
 
 @pytest.mark.parametrize("limit", [256, 4096])
 def test_queue_limit_is_exported(start: Start, limit: int) -> None:
-    assert read(start(max_queue=limit), "thirtytwo_queue_limit") == {(): limit}
+    assert read_metric(start(max_queue=limit), "thirtytwo_queue_limit") == {(): limit}
 
 
 def test_capacity_is_exported_before_the_first_image(client: httpx.Client) -> None:
-    (capacity,) = read(client, "thirtytwo_capacity_images_per_second").values()
+    (capacity,) = read_metric(client, "thirtytwo_capacity_images_per_second").values()
     assert capacity > 0
-    assert set(read(client, "thirtytwo_utilization_ratio")) == {("engine",), ("event_loop",), ("decoder",)}
+    assert set(read_metric(client, "thirtytwo_utilization_ratio")) == {("engine",), ("event_loop",), ("decoder",)}
 
 
 @pytest.mark.slow  # waits for a sample
 def test_utilization_follows_requests(start: Start, cat: bytes) -> None:
     client, large = start(), png(2000, 2000)
     deadline = time.monotonic() + 60
-    while not all(read(client, "thirtytwo_utilization_ratio").values()):
+    while not all(read_metric(client, "thirtytwo_utilization_ratio").values()):
         assert time.monotonic() < deadline
         client.post("/predict", files=form(cat, large))
-    assert all(0 < ratio <= 1 for ratio in read(client, "thirtytwo_utilization_ratio").values())
+    assert all(0 < ratio <= 1 for ratio in read_metric(client, "thirtytwo_utilization_ratio").values())
