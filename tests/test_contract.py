@@ -77,6 +77,7 @@ def assert_alike(got: str, said: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_readme_curl_prints_the_documented_response(bundled: httpx.Client) -> None:
     command, answer = re.search(r"```console\n\$ (curl .*?)\n(\{.*?\})\n```", README, re.DOTALL).groups()
     file, url = re.fullmatch(r"curl -F file=@(\S+) localhost:8000(\S+)", command).groups()
