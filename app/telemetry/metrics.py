@@ -77,7 +77,7 @@ class Metrics:
         )
         self.drift_psi = gauge(
             "thirtytwo_drift_psi",
-            "Population stability index of the last 1,000 to 10,000 images against held-out images; 0 before.",
+            "Population stability index of the last 1,000 to 10,000 images against held-out images; absent before.",
             ["feature"],
             multiprocess_mode="livemax",
         )

@@ -339,13 +339,15 @@ def test_memory_does_not_grow_with_the_number_of_loads(versions: list[Version], 
     with process(*flags, env=environment) as (running, url), httpx.Client(base_url=url, timeout=60) as client:
         pids = children(running.pid) or [running.pid]
 
-        def load(times: int) -> float:
+        def lowest_after(times: int) -> float:
+            """The lowest sum in MB. Single readings differ by 20 MB, since the allocator keeps freed pages."""
+            readings = []
             for version in itertools.islice(itertools.cycle(versions[1:]), times):
                 replace(path, version)
                 assert client.post(LOAD.format("served"), headers=KEY).status_code == 200
                 predict(client)
-            time.sleep(0.5)
-            return sum(map(resident_mb, pids))
+                readings.append(sum(map(resident_mb, pids)))
+            return min(readings[-10:])
 
-        before, after = load(10), load(30)
-        assert after - before < 15, (before, after)
+        before, after = lowest_after(20), lowest_after(30)
+        assert after - before < 40, (before, after)  # if the models were kept: 330
