@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from starlette.types import Receive, Scope
 
 from app.api.auth import ApiKey
-from app.errors import ClientDisconnected, NotReady, QueueFull
+from app.errors import ClientDisconnected, NotReady, QueueFull, RequestError
 from app.inference.classifier import Classifier
 from app.inference.decoding import File
 from app.inference.pipeline import Classification, Deadline, Prediction
@@ -54,11 +54,18 @@ async def classify(
         classification = await run_until_disconnect(receive, running)
     outcomes, start, *seconds = classification
     timings = scope["state"]["timings"] = Timings(start, *seconds)
+    loop = asyncio.get_running_loop()
+    loop.call_soon(_observe, service, classifier, timings, outcomes)  # in its next turn, after the response
+    return classification
+
+
+def _observe(
+    service: State, classifier: Classifier, timings: Timings, outcomes: Sequence[Prediction | RequestError]
+) -> None:
     service.metrics.observe_timings(timings)
     predictions = [each for each in outcomes if isinstance(each, Prediction)]
     service.metrics.observe_predictions(classifier.classes, predictions)
     service.drift.observe(classifier.weights.version, predictions)
-    return classification
 
 
 async def off_loop(render: Callable[[], Result], probabilities: int, service: State) -> Result:

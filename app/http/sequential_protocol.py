@@ -210,6 +210,7 @@ class SequentialProtocol(HttpToolsProtocol):
         self._request_bytes = 0
         if self._wire.is_closing():
             return
+        self._wire.flush()  # before metrics and the access log, which a lone client would wait for
         self.flow.resume_reading()
         if self.pipeline:  # of requests that share a piece of a chunked body
             self._start_asgi_task(*self.pipeline.pop())

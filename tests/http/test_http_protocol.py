@@ -53,6 +53,21 @@ def bodies(port: int, *packets: bytes) -> list[bytes]:
 # Order and framing
 
 
+def test_a_response_does_not_wait_for_what_follows_it() -> None:
+    received = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await echo(scope, receive, send)
+        if scope["type"] == "http":
+            received.wait(10)  # holds the event loop
+
+    with serve(app) as server, connect(port_of(server)) as connection:
+        connection.settimeout(5)
+        connection.sendall(request("/a"))
+        assert connection.recv(1000).endswith(b"GET /a ")
+        received.set()
+
+
 def test_pipelined_requests_are_answered_in_order(port: int) -> None:
     sent = [request("/a"), request("/b", b"one"), request("/c", method="PUT"), request("/d", b"two", CLOSE)]
     assert bodies(port, b"".join(sent)) == [b"GET /a ", b"POST /b one", b"PUT /c ", b"POST /d two"]
