@@ -21,6 +21,7 @@ from starlette.types import Lifespan
 
 from app import defaults
 from app.api.auth import ApiKeys
+from app.engines.remote import RemoteEngine
 from app.inference.batcher import Batcher
 from app.inference.classifier import Classifier, Scores
 from app.inference.decoding import DecodePool
@@ -140,7 +141,9 @@ def build_pipeline(
     shares = queue_shares(max_queue, settings.max_files, settings.max_queue_share)
     queue: RequestQueue[DecodedImage, Scores] = RequestQueue(max_queue, *shares)
     limits = Limits(classifier.input_size, settings.max_pixels, settings.strict_size, preprocessing.measure_slowdown())
-    batcher = Batcher(classifier.batch_sizes, queue, classifier.engine.streams, on_batch)
+    engine = classifier.engine
+    merges_calls = isinstance(engine, RemoteEngine)
+    batcher = Batcher(classifier.batch_sizes, queue, engine.streams, on_batch, merges_calls)
     return Pipeline(classifier, DecodePool(limits, settings.max_request_pixels), batcher)
 
 

@@ -2,8 +2,9 @@
 
 There is no batching window. An idle worker runs what waits at the end of the event loop's turn, so that requests which
 arrive together share a batch; what arrives during a forward pass forms the next batch. A further worker runs beside a
-busy one only when a full batch waits. A request's items may be spread over several batches and share them with other
-requests. While one model replaces another, a batch may have requests of both; each model runs its own.
+busy one only when a full batch waits, or where another process merges the batches of several. A request's items may be
+spread over several batches and share them with other requests. While one model replaces another, a batch may have
+requests of both; each model runs its own.
 """
 
 import asyncio
@@ -34,6 +35,10 @@ class RunningBatch(NamedTuple, Generic[Item, Result]):
     exclusive: bool
     start: float
 
+    @property
+    def size(self) -> int:
+        return sum(len(part.indices) for part in self.batch)
+
 
 class Batcher(Generic[Item, Result]):
     """`streams` worker threads that call a model with as many waiting items as the largest of `sizes` that they fill.
@@ -42,6 +47,9 @@ class Batcher(Generic[Item, Result]):
     items are isolated. When all items of a batch fail, `Model.verify` runs. If that raises, too, or a call raises
     DeviceLostError, the batcher fails: all requests get NotReady and `failure` is the cause. `on_batch(size, seconds)`
     is called after each batch, never concurrently.
+
+    `merges_calls` is for a model that runs the calls that wait, also those of other batchers, as one batch: the batch
+    beside a running one then needs only its size to start.
     """
 
     def __init__(
@@ -50,8 +58,10 @@ class Batcher(Generic[Item, Result]):
         queue: RequestQueue[Item, Result],
         streams: int = 1,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+        merges_calls: bool = False,
     ) -> None:
         self.queue = queue
+        self._merges_calls = merges_calls
         self.failure: Exception | None = None
         self._sizes = sorted(sizes)
         self._on_batch = on_batch
@@ -161,8 +171,13 @@ class Batcher(Generic[Item, Result]):
         return running
 
     def _has_work(self) -> bool:
-        """Whether an idle worker may start. Beside a busy one only a full batch: small ones cost more each."""
-        return self.queue.waiting >= (self._sizes[-1] if self._running else 1)
+        """Whether an idle worker may start. Beside a busy one only a full batch, as small ones cost more each."""
+        return self.queue.waiting >= self._smallest_batch()
+
+    def _smallest_batch(self) -> int:
+        if not self._running:
+            return 1
+        return min(each.size for each in self._running.values()) if self._merges_calls else self._sizes[-1]
 
     def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wakes.discard(loop)
@@ -179,7 +194,7 @@ class Batcher(Generic[Item, Result]):
             concurrent = len(self._running)  # batches that shared the cores with this one
             running = self._running.pop(worker)
             seconds = time.monotonic() - running.start
-            count = sum(len(part.indices) for part in running.batch)
+            count = running.size
             self.queue.observe_rate(concurrent * count / max(seconds, 1e-6))
             for part, result in results:
                 if isinstance(result, Exception):

@@ -57,9 +57,16 @@ async def submit(
 
 
 class Running:
-    def __init__(self, max_batch: int = 8, max_queue: int = 64, sizes: Sequence[int] = (), streams: int = 1) -> None:
+    def __init__(
+        self,
+        max_batch: int = 8,
+        max_queue: int = 64,
+        sizes: Sequence[int] = (),
+        streams: int = 1,
+        merges_calls: bool = False,
+    ) -> None:
         queue: RequestQueue[int, int] = RequestQueue(max_queue)
-        self.batcher = Batcher(sizes or range(1, max_batch + 1), queue, streams)
+        self.batcher = Batcher(sizes or range(1, max_batch + 1), queue, streams, merges_calls=merges_calls)
 
     def __enter__(self) -> Batcher[int, int]:
         self.batcher.start()
@@ -184,6 +191,27 @@ def test_second_worker_runs_full_batches_only() -> None:
 
     asyncio.run(main())
     assert sorted(model.batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+def test_second_worker_runs_a_batch_as_large_as_the_first_if_calls_are_merged() -> None:
+    model = Recorder()
+
+    async def main() -> None:
+        with Running(max_batch=8, streams=2, merges_calls=True) as batcher:
+            model.free.clear()
+            first = asyncio.create_task(submit(batcher, model, [0, 1], 10))
+            await asyncio.to_thread(model.entered.wait, 5)
+            second = asyncio.create_task(submit(batcher, model, [2], 10))
+            await asyncio.sleep(0.05)
+            assert model.most == 1
+            third = asyncio.create_task(submit(batcher, model, [3], 10))
+            while model.most < 2:
+                await asyncio.sleep(0.001)
+            model.free.set()
+            await asyncio.gather(first, second, third)
+
+    asyncio.run(main())
+    assert sorted(model.batches) == [[0, 1], [2, 3]]
 
 
 def test_batches_have_prepared_sizes_only() -> None:
