@@ -23,7 +23,6 @@ from app.model.calibration import calibrated_softmax
 from app.model.card import ModelCard, Stage
 from app.model.networks import ConvNet, fold_batchnorms
 from app.model.ood import MEANS, WHITENING, OodCalibration
-from app.model.views import transform
 from app.model.weights import Weights, cascade_state, save
 from app.settings import Settings
 from app.sources import LoadEngine, load_engine
@@ -85,7 +84,7 @@ def cascade_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = [
         Stage(network=0, threshold=0.15),
         Stage(network=1, threshold=0.2),
-        Stage(network=1, views=("flip",), average_last=2),
+        Stage(network=1, hflip=True, average_last=2),
     ]
     card = networks[0].card.model_copy(
         update={
@@ -99,7 +98,7 @@ def cascade_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     images = networks[0].reference_images
     small, large, flipped = (
-        probabilities(networks[stage.network], transform(images, *stage.views)) for stage in stages
+        probabilities(networks[stage.network], images[:, :, ::-1] if stage.hflip else images) for stage in stages
     )
     mean = calibrated_softmax((np.log(large) + np.log(flipped)) / 2, 1.0, 0.0)
     save(path, card, cascade_state(networks), images, mean, np.stack([small, large, mean]))

@@ -3,15 +3,14 @@
     python -m training.cascade small.safetensors large.safetensors --stage 0 --stage 1 --stage 1:flip:2 \\
         --data DIR --out weights/cascade.safetensors
 
-A stage is NETWORK, an index into the files, then optionally the views of the image whose log-probabilities it averages
-(`:flip`, or several as in `:flip+up_left`), and `:K` for the mean over all views of the last K stages. Calibrations and
-thresholds are fitted to validation images that no network was trained on: the files must have been trained with one
---seed and one --val-fraction.
+A stage is NETWORK, an index into the files, then optionally `:flip` for the horizontal flip of the image and `:K` for
+the mean log-probabilities of the last K stages. Calibrations and thresholds are fitted to validation images that no
+network was trained on: the files must have been trained with one --seed and one --val-fraction.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from app.engines.pytorch import load_network
 from app.errors import DataError
 from app.model import weights as weights_file
 from app.model.card import ModelCard, Stage
-from app.model.views import View, transform
 from app.model.weights import Weights, cascade_state, save
 from training import calibration, cli, data, metrics, provenance
 from training.baseline import with_baseline
@@ -38,11 +36,10 @@ from training.ood import with_ood, without_ood
 
 
 def parse_stage(text: str) -> Stage:
-    """`1`, `1:3`, `1:flip` or `1:flip+up_left:3`; raises ValueError."""
+    """`1`, `1:flip` or `1:flip:2`; raises ValueError."""
     network, *options = text.split(":")
-    averaged = options.pop() if options and options[-1].isdecimal() else "1"
-    views = "+".join(options) or "identity"
-    return Stage.model_validate({"network": network, "views": views.split("+"), "average_last": averaged})
+    averaged = [int(option) for option in options if option != "flip"]
+    return Stage(network=int(network), hflip="flip" in options, average_last=averaged[0] if averaged else 1)
 
 
 def compose(
@@ -64,7 +61,7 @@ def compose(
     clean, lossy = (
         stage_outputs(networks, stages, images, device) for images in (val.images, calibration.as_jpeg(val.images))
     )
-    costs = stage_costs([each.card for each in networks], stages)
+    costs = [networks[stage.network].card.forward_gflops or 0.0 for stage in stages]
     fitted = fit_exits(stages, np.concatenate([clean, lossy], 1), val.labels.repeat(2).numpy(), costs, max_loss)
     shares = reaching(fitted, clean).mean(1)
     fitted = [
@@ -86,7 +83,7 @@ def compose(
         test_accuracy=None,
         dataset=first.dataset,
         recipe={
-            "stages": [stage.model_dump(include={"network", "views", "average_last"}) for stage in stages],
+            "stages": [stage.model_dump(include={"network", "hflip", "average_last"}) for stage in stages],
             "max_loss": max_loss,
             "runs": list(runs),
         },
@@ -94,42 +91,30 @@ def compose(
     return Weights(card, cascade_state(networks), references, outputs[-1], "", outputs)
 
 
-def stage_costs(networks: Sequence[ModelCard], stages: Sequence[Stage]) -> list[float]:
-    """GFLOPs of each stage for one image."""
-    return [len(stage.views) * (networks[stage.network].forward_gflops or 0.0) for stage in stages]
-
-
 def stage_outputs(
     networks: Sequence[Weights], stages: Sequence[Stage], images: torch.Tensor, device: str = "auto"
 ) -> Array:
     """Log-probabilities float32 [stages, N, classes], averaged as the stages say, on the engines that serve."""
     loaded = [engines.load(calibration.uncalibrated(each), device) for each in networks]
-
-    def predict(network: int, view: View) -> Array:
-        pixels = torch.from_numpy(np.ascontiguousarray(transform(images.numpy(), view)))
-        return metrics.predict(loaded[network], pixels).numpy()
-
-    return _averages(stages, predict)
+    views = {
+        (stage.network, stage.hflip): metrics.predict(loaded[stage.network], images.flip(2) if stage.hflip else images)
+        for stage in stages
+    }
+    singles = [np.log(np.maximum(views[stage.network, stage.hflip].numpy(), PROBABILITY_FLOOR)) for stage in stages]
+    return averages(stages, singles)
 
 
 @torch.inference_mode()
 def reference_outputs(networks: Sequence[Weights], stages: Sequence[Stage], images: NDArray[np.uint8]) -> Array:
     """Probabilities float32 [stages, R, classes] after each stage, in float32 on the CPU."""
     loaded = [load_network(each) for each in networks]
-
-    def predict(network: int, view: View) -> Array:
-        batch = torch.from_numpy(np.ascontiguousarray(transform(images, view)))
-        softmax: Array = loaded[network](batch.permute(0, 3, 1, 2)).softmax(1).numpy()
-        return softmax
-
-    return np.stack([probabilities_of(*each) for each in zip(stages, _averages(stages, predict), strict=True)])
-
-
-def _averages(stages: Sequence[Stage], predict: Callable[[int, View], Array]) -> Array:
-    """Of the log-probabilities; `predict` gives the probabilities [N, classes] of a network for a view."""
-    keys = {(stage.network, view) for stage in stages for view in stage.views}
-    single = {key: np.log(np.maximum(predict(*key), PROBABILITY_FLOOR)) for key in sorted(keys)}
-    return averages(stages, [np.stack([single[stage.network, view] for view in stage.views]) for stage in stages])
+    singles = []
+    for stage in stages:
+        batch = torch.from_numpy(np.ascontiguousarray(images[:, :, ::-1] if stage.hflip else images))
+        softmax = loaded[stage.network](batch.permute(0, 3, 1, 2)).softmax(1).numpy()
+        singles.append(np.log(np.maximum(softmax, PROBABILITY_FLOOR)))
+    means = averages(stages, singles)
+    return np.stack([probabilities_of(*each) for each in zip(stages, means, strict=True)])
 
 
 def evaluate(engine: CascadeEngine, card: ModelCard, name: str, split: Split) -> dict[str, Any]:
@@ -148,7 +133,7 @@ def _evaluate(
     stages = [engine.run_stages(batch, early_exit=False) for batch in batches]
     exits = np.concatenate([output.stages for output in served])
     shares = np.array([(exits >= stage).mean() for stage in range(len(card.stages))])
-    costs = np.array(stage_costs(card.networks, card.stages))
+    costs = np.array([card.networks[stage.network].forward_gflops or 0.0 for stage in card.stages])
     accuracies = [metrics.accuracy(_concatenated(each), labels) for each in zip(*stages, strict=True)]
     return {
         **split_results(name, _concatenated(served), labels),
@@ -168,7 +153,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("networks", type=Path, nargs="+", metavar="FILE", help="weights files of single networks, cheapest first")
-    add("--stage", type=parse_stage, action="append", required=True, metavar="N[:VIEWS][:K]", help="a stage, in order")
+    add("--stage", type=parse_stage, action="append", required=True, metavar="N[:flip][:K]", help="a stage, in order")
     selection.add_flags(parser)
     add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
     add("--name", help="name on the model card [name of --out]")

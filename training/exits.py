@@ -1,6 +1,7 @@
 """Calibration and confidence thresholds of a cascade's exits, fitted to validation images."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -50,9 +51,13 @@ def choose_thresholds(
     probabilities = np.stack([probabilities_of(*each) for each in zip(stages, log_probabilities, strict=True)])
     confidence, predicted, last = probabilities.max(2), probabilities.argmax(2), probabilities[-1]
     loss = last.max(1) - np.take_along_axis(last, predicted.T, 1).T  # [stages, N]
-    levels = np.linspace(1, 0, CANDIDATES)
-    candidates = [np.quantile(each, levels) for each in confidence[:-1]]
-    _, best = _cheapest(confidence, loss, candidates, costs, np.ones(confidence.shape[1], bool), max_loss)
+    levels = np.linspace(0, 1, CANDIDATES)
+    candidates = [np.unique(np.quantile(each, levels)) for each in confidence[:-1]]
+    best, least = tuple(1.0 for _ in candidates), float("inf")
+    for thresholds in product(*candidates):
+        cost, expected = _cost_and_loss(confidence, loss, thresholds, costs)
+        if expected <= max_loss and cost < least:
+            best, least = tuple(min(1.0, float(threshold)) for threshold in thresholds), cost
     return [
         stage.model_copy(update={"threshold": threshold})
         for stage, threshold in zip(stages, [*best, None], strict=True)
@@ -70,10 +75,10 @@ def reaching(stages: Sequence[Stage], log_probabilities: Array) -> NDArray[np.bo
     return np.stack(reached)
 
 
-def averages(stages: Sequence[Stage], views: Sequence[Array]) -> Array:
-    """Of log-probabilities [views, N, classes] of each stage: the mean over the views of its `average_last` stages."""
-    parts = [views[index + 1 - stage.average_last : index + 1] for index, stage in enumerate(stages)]
-    return np.stack([np.concatenate(each).mean(0) for each in parts]).astype(np.float32)
+def averages(stages: Sequence[Stage], singles: Sequence[Array]) -> Array:
+    """Of log-probabilities [N, classes] of each stage's pass: their mean over the stage's `average_last` passes."""
+    means = [np.mean(singles[i + 1 - stage.average_last : i + 1], axis=0) for i, stage in enumerate(stages)]
+    return np.stack(means).astype(np.float32)
 
 
 def probabilities_of(stage: Stage, log_probabilities: Array) -> Array:
@@ -81,31 +86,18 @@ def probabilities_of(stage: Stage, log_probabilities: Array) -> Array:
     return calibrated_softmax(log_probabilities, stage.temperature, stage.label_smoothing_correction)
 
 
-def _cheapest(
-    confidence: Array,
-    loss: Array,
-    candidates: Sequence[NDArray[np.floating]],
-    costs: Sequence[float],
-    left: NDArray[np.bool_],
-    budget: float,
-) -> tuple[float, list[float]]:
-    """The least cost of the images that are `left` at the first of these stages, and its thresholds.
-
-    The expected loss of their exits is at most `budget`. `candidates` of each exit descend: a lower threshold loses
-    more. Without an exit within the budget, the thresholds are 1.
-    """
-    if not candidates:
-        return costs[0] * float(left.mean()), []
-    least, best = float("inf"), [1.0] * len(candidates)
-    for threshold in candidates[0]:
-        leaves = left & (confidence[0] >= threshold)
-        lost = float(loss[0, leaves].sum()) / len(left)
-        if lost > budget:
-            break
-        cost, others = _cheapest(confidence[1:], loss[1:], candidates[1:], costs[1:], left & ~leaves, budget - lost)
-        if cost < least:
-            least, best = cost, [min(1.0, float(threshold)), *others]
-    return costs[0] * float(left.mean()) + least, best
+def _cost_and_loss(
+    confidence: Array, loss: Array, thresholds: Sequence[float], costs: Sequence[float]
+) -> tuple[float, float]:
+    """Mean cost and mean expected loss of an image."""
+    left = np.ones(confidence.shape[1], bool)
+    cost, lost = 0.0, 0.0
+    for stage, stage_cost in enumerate(costs):
+        cost += stage_cost * float(left.mean())
+        leaves = left if stage == len(thresholds) else left & (confidence[stage] >= thresholds[stage])
+        lost += float(loss[stage, leaves].sum()) / len(left)
+        left = left & ~leaves
+    return cost, lost
 
 
 def _calibrate(stage: Stage, log_probabilities: Array, labels: Labels) -> Stage:

@@ -118,7 +118,7 @@ def _with_flip(
     """A cascade whose second stage is the mean of image and flip, which is what the head was fitted to."""
     stages = [
         Stage(network=0, temperature=temperatures[0]),
-        Stage(network=0, views=("flip",), average_last=2, temperature=temperatures[1]),
+        Stage(network=0, hflip=True, average_last=2, temperature=temperatures[1]),
     ]
     cost = network.card.forward_gflops or 0.0
     fitted = choose_thresholds(stages, head.magnified, [cost, cost])

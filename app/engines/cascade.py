@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from app.engines.base import Engine, Output, join, pad
 from app.model.calibration import calibrated_softmax
 from app.model.card import Stage
-from app.model.views import transform
 
 Array = NDArray[np.float32]
 
@@ -54,47 +53,38 @@ class CascadeEngine:
     def run_stages(self, images: NDArray[np.uint8], early_exit: bool, exclusive: bool = True) -> list[Output]:
         """The output after each stage; an image that has left keeps the probabilities of its exit."""
         left = np.arange(len(images))
-        history: list[Array] = []  # log-probabilities [views, N, classes] of the stages so far, of the images left
+        history: list[Array] = []  # log-probabilities of the stages so far, for the images that are left
         probabilities = np.empty((len(images), 0), np.float32)
         exits = np.zeros(len(images), np.uint8)
         outputs: list[Output] = []
         ood: Array | None = None
         for index, stage in enumerate(self._stages):
             if len(left):
-                output = self._run_views(stage, images[left], exclusive)
-                if not index and output.ood is not None:  # of the first network, which sees every image
-                    ood = output.ood[: len(left)]
-                views = output.probabilities.reshape(len(stage.views), len(left), -1)
-                history.append(np.log(np.maximum(views, PROBABILITY_FLOOR)))
-                logits: Array = np.concatenate(history[-stage.average_last :]).mean(0, dtype=np.float32)
+                passes = self._run_passes(stage, images[left], exclusive)
+                if not index:  # the first network sees every image, so that its scores are comparable
+                    ood = passes.ood
+                history.append(np.log(np.maximum(passes.probabilities, PROBABILITY_FLOOR)))
+                logits: Array = np.mean(history[-stage.average_last :], axis=0, dtype=np.float32)
                 stage_probabilities = calibrated_softmax(logits, stage.temperature, stage.label_smoothing_correction)
                 if not index:
                     probabilities = stage_probabilities
                 probabilities[left], exits[left] = stage_probabilities, index
                 if early_exit and stage.threshold is not None:
                     stays = stage_probabilities.max(1) < np.float32(stage.threshold)
-                    left, history = left[stays], [each[:, stays] for each in history]
+                    left, history = left[stays], [each[stays] for each in history]
             outputs.append(Output(probabilities.copy(), exits.copy(), ood))
         return outputs
 
-    def _run_views(self, stage: Stage, images: NDArray[np.uint8], exclusive: bool) -> Output:
-        """The network's output for all images of the first view, then of the next one, and so on."""
-        images = np.concatenate([transform(images, view) for view in stage.views])
+    def _run_passes(self, stage: Stage, images: NDArray[np.uint8], exclusive: bool) -> Output:
         count = len(images)
-        sizes = self._sizes(count)
+        if stage.hflip:
+            images = images[:, :, ::-1]
+        sizes = self._passes[count] if count < len(self._passes) else [count]
         network = self._networks[stage.network]
         starts = accumulate(sizes, initial=0)
         parts = [pad(images[start : start + size], [size]) for start, size in zip(starts, sizes, strict=False)]
         probabilities, stages, ood = join([network(part, exclusive) for part in parts])
         return Output(probabilities[:count], stages[:count], None if ood is None else ood[:count])
-
-    def _sizes(self, count: int) -> list[int]:
-        """The batch sizes of the passes for so many images."""
-        largest = len(self._passes) - 1
-        if largest < 1:  # nothing is prepared
-            return [count]
-        full, rest = divmod(count, largest)
-        return [largest] * full + self._passes[rest]
 
 
 def plan_passes(sizes: Sequence[int], overhead: float) -> list[list[int]]:

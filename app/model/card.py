@@ -8,7 +8,6 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from app.model import ood
 from app.model.baseline import Baseline, Share
 from app.model.ood import OodCalibration
-from app.model.views import View
 
 Temperature = Annotated[
     float, Field(ge=0.01, lt=100, allow_inf_nan=False, description="divides the logits before softmax")
@@ -79,31 +78,17 @@ ARGUMENTS: dict[str, type[Arguments]] = {"convnet": ConvNetArguments, "lenet": L
 
 
 class Stage(BaseModel):
-    """A network of a cascade on one or more views of the image.
-
-    An image leaves after the stage whose top probability reaches `threshold`.
-    """
+    """One forward pass of a cascade. An image leaves after the stage whose top probability reaches `threshold`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: int = Field(ge=0, description="index in `networks`")
-    views: Annotated[tuple[View, ...], Field(min_length=1, max_length=8)] = ("identity",)
-    average_last: int = Field(
-        1, ge=1, description="stages, this one included, the log-probabilities of whose views are averaged"
-    )
+    hflip: bool = Field(False, description="the network gets the horizontal flip of the image")
+    average_last: int = Field(1, ge=1, description="stages, this one included, whose log-probabilities are averaged")
     temperature: Temperature = 1.0
     label_smoothing_correction: SmoothingCorrection = 0.0
     threshold: Share | None = Field(None, description="top probability from which an image leaves; null in the last")
     share: Share | None = Field(None, description="share of held-out images that reach the stage")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_hflip(cls, data: Any) -> Any:
-        """Older files have a flag for the horizontal flip in place of the views."""
-        if not isinstance(data, dict) or "hflip" not in data:
-            return data
-        rest = {name: value for name, value in data.items() if name != "hflip"}
-        return {"views": ["flip" if data["hflip"] else "identity"], **rest}
 
 
 class ModelCard(BaseModel):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from app.errors import WeightsError
 from app.model import weights
 from app.model.calibration import calibrated_softmax
 from app.model.card import Stage
-from app.model.views import View
 from app.model.weights import Weights
 
 
@@ -83,15 +81,8 @@ def test_without_early_exit_all_images_pass_all_stages() -> None:
 def test_later_stages_run_at_prepared_sizes() -> None:
     engine = cascade(*TWO, sizes=[1, 4])
     engine(pixels(0, 0, 0))
-    engine(pixels(*[0] * 9))
-    assert batches(engine) == [[4, 4, 4, 1]] * 2
-
-
-def test_views_of_a_stage_share_passes() -> None:
-    stages = (Stage(network=0, threshold=0.7), Stage(network=1, views=("identity", "flip")))
-    engine = cascade(*stages, sizes=[1, 2, 4])
-    engine(pixels(0, 0, 0, 200))
-    assert batches(engine) == [[4], [4, 2]]
+    engine(pixels(0, 0, 0, 0, 0))
+    assert batches(engine) == [[4, 5], [4, 5]]  # beyond the largest prepared size in one pass
 
 
 @pytest.mark.parametrize(
@@ -121,7 +112,7 @@ def test_passes_hold_all_images(sizes: set[int], overhead: float) -> None:
 def test_flip_and_average_are_applied() -> None:
     image = pixels(0)
     image[0, 0, 3, 0] = 100  # the first pixel of the flip
-    stages = (Stage(network=0, threshold=1.0), Stage(network=1, views=("flip",), average_last=2, temperature=2.0))
+    stages = (Stage(network=0, threshold=1.0), Stage(network=1, hflip=True, average_last=2, temperature=2.0))
     probabilities, _, _ = cascade(*stages)(image)
     mean = (np.log([0.5, 0.5]) + np.log(1 / (1 + np.exp([10.0, -10.0])))) / 2
     expected = np.exp(mean / 2) / np.exp(mean / 2).sum()
@@ -132,7 +123,7 @@ stage_lists = st.lists(
     st.builds(
         Stage,
         network=st.integers(0, 1),
-        views=st.lists(st.sampled_from(get_args(View)), min_size=1, max_size=3),
+        hflip=st.booleans(),
         average_last=st.just(1),
         temperature=st.floats(0.3, 3),
         label_smoothing_correction=st.sampled_from([0.0, 0.1]),
@@ -145,7 +136,7 @@ stage_lists = st.lists(
 
 @given(stages=stage_lists, values=st.lists(st.integers(0, 255), min_size=1, max_size=20), data=st.data())
 def test_result_is_independent_of_the_batch(stages: list[Stage], values: list[int], data: st.DataObject) -> None:
-    """Bit for bit, for averages over any number of stages and views."""
+    """Bit for bit, for averages over any number of stages."""
     stages = [
         stage.model_copy(
             update={

@@ -65,7 +65,7 @@ def test_chain_makes_a_cascade_and_resumes(
     assert commands(capsys.readouterr().out) == ["train", "train", "train", "cascade"]
     first = weights.load(out)
     card = first.card
-    assert [(stage.network, *stage.views) for stage in card.stages] == [(1, "identity"), (0, "identity"), (0, "flip")]
+    assert [(stage.network, stage.hflip) for stage in card.stages] == [(1, False), (0, False), (0, True)]
     assert card.recipe["max_loss"] == 0.01
     assert [(each["network"], each["run"]) for each in card.recipe["runs"]] == [
         ("large", 1),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from app.model.card import Stage
 from training.exits import MAX_LOSS, Array, averages, choose_thresholds, fit_exits, probabilities_of, reaching
 
-STAGES = [Stage(network=0, threshold=0.5), Stage(network=1, threshold=0.5), Stage(network=1, views=("flip",))]
+STAGES = [Stage(network=0, threshold=0.5), Stage(network=1, threshold=0.5), Stage(network=1, hflip=True)]
 
 
 def outputs(seed: int, sharpness: list[float], images: int = 400) -> tuple[Array, np.ndarray]:
@@ -58,6 +58,6 @@ def test_every_exit_is_calibrated_on_the_images_that_reach_it() -> None:
 
 
 def test_averages_cover_the_last_stages() -> None:
-    views = [np.stack([np.full((2, 3), value, np.float32) for value in each]) for each in ([1], [2], [3, 7])]
-    stages = [Stage(network=0), Stage(network=0), Stage(network=0, views=("flip", "up_left"), average_last=2)]
-    assert averages(stages, views)[:, 0, 0].tolist() == [1, 2, 4]
+    singles = [np.full((2, 3), value, np.float32) for value in (1, 2, 6)]
+    stages = [Stage(network=0), Stage(network=0), Stage(network=0, average_last=2)]
+    assert averages(stages, singles)[:, 0, 0].tolist() == [1, 2, 4]
