@@ -132,8 +132,8 @@ def test_unknown_recipe_names_the_known_ones() -> None:
 
 def test_bundled_recipe_is_valid(tmp_path: Path) -> None:
     bundled = chain.load("cifar10")
-    assert len(chain.plan(bundled, tmp_path)) == 7
-    assert list(chain.stage_flags(bundled))[1::2] == ["2", "1", "0:2", "0:flip:3"]
+    assert len(chain.plan(bundled, tmp_path)) == 6
+    assert list(chain.stage_flags(bundled))[1::2] == ["1", "0", "0:flip:2"]
 
 
 def test_recipe_for_own_images_starts_from_the_bundled_network(tmp_path: Path) -> None:
