@@ -152,7 +152,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m training.cascade", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("networks", type=Path, nargs="+", metavar="FILE", help="weights files of single networks, cheapest first")
+    add("networks", type=Path, nargs="+", metavar="FILE", help="weights files of single networks")
     add("--stage", type=parse_stage, action="append", required=True, metavar="N[:flip][:K]", help="a stage, in order")
     selection.add_flags(parser)
     add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
@@ -174,14 +174,16 @@ def _share(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     networks = [weights_file.load(file) for file in arguments.networks]
-    card = networks[-1].card
+    if any(stage.network >= len(networks) for stage in arguments.stage):
+        raise DataError(f"A --stage names a network that is none of the {len(networks)} files, which count from 0.")
     splits = ["train"] if arguments.no_test else data.SPLITS
-    dataset = data.load(arguments.data, card.input_size, splits, selection.from_flags(arguments))
-    train, val = data.recorded_split(dataset, card.recipe)
-    # A cascade calibrates its exits, and its networks return the plain softmax.
-    scored = with_ood(calibration.uncalibrated(networks[0]), train, val, arguments.device)
-    first = networks[0]._replace(card=networks[0].card.model_copy(update={"ood": scored.card.ood}), state=scored.state)
-    networks = [first, *map(without_ood, networks[1:])]
+    dataset = data.load(arguments.data, networks[0].card.input_size, splits, selection.from_flags(arguments))
+    train, val = data.recorded_split(dataset, *(each.card.recipe for each in networks))
+    first = arguments.stage[0].network
+    networks = [
+        _with_ood(each, train, val, arguments.device) if index == first else without_ood(each)
+        for index, each in enumerate(networks)
+    ]
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
     name = arguments.name or arguments.out.stem
     cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs, arguments.device)
@@ -197,6 +199,12 @@ def run(arguments: argparse.Namespace) -> None:
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
     for metric, value in results.items():
         print(f"{metric:28} {value}")
+
+
+def _with_ood(network: Weights, train: Split, val: Split, device: str) -> Weights:
+    """For its plain softmax: a cascade calibrates its exits, not its networks."""
+    scored = with_ood(calibration.uncalibrated(network), train, val, device)
+    return network._replace(card=network.card.model_copy(update={"ood": scored.card.ood}), state=scored.state)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -103,10 +103,17 @@ def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tup
     return (dataset.train, dataset.val) if dataset.val else train_val_split(dataset.train, fraction, seed)
 
 
-def recorded_split(dataset: Dataset, recipe: Mapping[str, Any]) -> tuple[Split, Split]:
-    """(training, validation) of the run that a model card's recipe records."""
-    val_fraction = recipe.get("val_fraction") or recipe["holdout"]  # its former name
-    return training_and_validation(dataset, float(val_fraction), recipe["seed"])
+def recorded_split(dataset: Dataset, *recipes: Mapping[str, Any]) -> tuple[Split, Split]:
+    """(training, validation) of the runs that the recipes of model cards record.
+
+    Raises DataError if they differ: images that trained one network would validate all.
+    """
+    # "holdout" is the former name of "val_fraction".
+    recorded = {(float(recipe.get("val_fraction") or recipe["holdout"]), recipe["seed"]) for recipe in recipes}
+    if len(recorded) > 1 and not dataset.val:
+        pairs = " and ".join(f"--val-fraction {fraction:g} --seed {seed}" for fraction, seed in sorted(recorded))
+        raise DataError(f"The networks were trained with {pairs}; a cascade needs one held-out part.")
+    return training_and_validation(dataset, *min(recorded))
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

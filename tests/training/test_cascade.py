@@ -3,13 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from app import engines
 from app.engines import CascadeEngine
 from app.errors import DataError
 from app.model import weights
 from app.model.weights import Weights
-from tests.support.training import fit
+from tests.support.training import fit, shades
 from training import cascade
 
 
@@ -52,6 +53,39 @@ def test_test_images_can_be_left_unread(networks: list[Path], folder: Path, tmp_
     assert card.test_accuracy is None
     assert not any(name.startswith("test") for name in card.results)
     assert "val_stage_shares" in card.results
+
+
+@pytest.mark.slow
+def test_network_of_the_first_stage_has_the_ood_score(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for label, images in zip(("a", "b", "c"), shades(240, 16).images.reshape(80, 3, 16, 16, 3).unbind(1), strict=True):
+        (folder / "train" / label).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image.numpy()).save(folder / "train" / label / f"{i}.png")
+    flags = "--val-fraction", "0.5", "--epochs", "1", "--no-test"
+    networks = [fit(folder, tmp_path / widths, "--widths", widths, *flags) for widths in ("8,8,8", "4,4,4")]
+    loaded = compose(networks, folder, tmp_path / "c.safetensors", "--stage", "1", "--stage", "0", "--no-test")
+    assert [network.card.ood is None for network in loaded.networks] == [True, False]
+    assert loaded.card.has_ood_score
+    assert engines.load(loaded)(loaded.reference_images).ood is not None
+
+
+@pytest.mark.slow
+def test_networks_with_other_held_out_images_are_refused(
+    networks: list[Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = fit(folder, tmp_path, "--widths", "4,4,4", "--epochs", "1", "--val-fraction", "0.3")
+    with pytest.raises(SystemExit) as exit_info:
+        compose([other, networks[1]], folder, tmp_path / "c.safetensors", "--stage", "0", "--stage", "1")
+    assert (
+        "--val-fraction 0.2 --seed 0 and --val-fraction 0.3 --seed 0" in f"{exit_info.value}{capsys.readouterr().err}"
+    )
+
+
+@pytest.mark.slow
+def test_stage_of_a_missing_file_is_refused(networks: list[Path], folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="none of the 2 files"):
+        compose(networks, folder, tmp_path / "c.safetensors", "--stage", "0", "--stage", "2")
 
 
 def test_networks_of_other_classes_are_refused(tiny_weights: Path) -> None:
