@@ -193,7 +193,7 @@ def test_second_worker_runs_full_batches_only() -> None:
     assert sorted(model.batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
-def test_second_worker_runs_a_batch_as_large_as_the_first_if_calls_are_merged() -> None:
+def test_second_worker_matches_the_first_if_calls_are_merged() -> None:
     model = Recorder()
 
     async def main() -> None:
