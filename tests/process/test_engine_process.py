@@ -16,6 +16,7 @@ import pytest
 from tests.support.images import WHITE
 from tests.support.subprocesses import (
     children,
+    connected_front_ends,
     engine_processes,
     fails,
     faulty_process,
@@ -107,20 +108,22 @@ def test_killed_engine_process_is_replaced_with_its_front_ends(tiny_weights: Pat
 def test_killed_front_end_leaves_the_engine_process(tiny_weights: Path, cat: bytes) -> None:
     with process(tiny_weights, "--workers", "2") as (running, url):
         (engine,) = engine_processes(running.pid)
-        wait_until(lambda: len(front_ends(running.pid)) == 2)
+        wait_until(lambda: len(connected_front_ends(running.pid)) == 2)
+        descriptors = len(os.listdir(f"/proc/{engine}/fd"))
         victim, other = front_ends(running.pid)
         with load(url, cat) as statuses:
             wait_until(lambda: statuses[200] > 20)
             os.kill(victim, signal.SIGKILL)
-            wait_until(lambda: victim not in children(running.pid) and len(front_ends(running.pid)) == 2)
+            wait_until(lambda: victim not in children(running.pid) and len(connected_front_ends(running.pid)) == 2)
             answered = statuses[200]
             wait_until(lambda: statuses[200] > answered + 20)
         assert statuses[0] <= 4 + 2  # one of each client, and connections that the victim had accepted
         assert set(statuses) <= {200, 0}
         assert {engine, other} < set(children(running.pid))
-        descriptors = len(os.listdir(f"/proc/{engine}/fd"))
-        os.kill(front_ends(running.pid)[-1], signal.SIGKILL)
-        wait_until(lambda: len(front_ends(running.pid)) == 2 and [ask(url, cat) for _ in range(8)] == [200] * 8)
+        victim = front_ends(running.pid)[-1]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: victim not in children(running.pid) and len(connected_front_ends(running.pid)) == 2)
+        assert [ask(url, cat) for _ in range(8)] == [200] * 8
         wait_until(lambda: len(os.listdir(f"/proc/{engine}/fd")) <= descriptors)
 
 

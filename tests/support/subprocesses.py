@@ -93,6 +93,11 @@ def front_ends(pid: int) -> list[int]:
     return [child for child in children(pid) if child not in engine_processes(pid)]
 
 
+def connected_front_ends(pid: int) -> list[int]:
+    """Those front ends that share memory with the engine process."""
+    return [child for child in front_ends(pid) if b"/memfd:thirtytwo" in _read(child, "maps")]
+
+
 def named_shared_memory() -> set[str]:
     """Segments that would outlast their processes, under the names that this service and multiprocessing use."""
     prefixes = ("thirtytwo", "psm_", "pymp-", "sem.mp-")
