@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.model import weights
 from app.settings import Settings
 from tests.conftest import CLASSES, EXAMPLES, serving, untrained, write
-from tests.support.subprocesses import children, front_ends, process, wait_until
+from tests.support.subprocesses import children, connected_front_ends, front_ends, process, wait_until
 
 KEY = {"x-api-key": "secret"}
 LOAD = "/v2/repository/models/{}/load"
@@ -304,8 +304,7 @@ def test_front_end_that_is_restarted_gets_the_new_model(versions: list[Version],
         wait_until(lambda: all_serve(url, versions[1]))
         before = front_ends(running.pid)
         os.kill(before[0], signal.SIGKILL)
-        wait_until(lambda: len(front_ends(running.pid)) == 2 and before[0] not in front_ends(running.pid))
-        time.sleep(2)
+        wait_until(lambda: before[0] not in children(running.pid) and len(connected_front_ends(running.pid)) == 2)
         assert all_serve(url, versions[1])
         replace(path, versions[2])
         wait_until(lambda: all_serve(url, versions[2]))
