@@ -24,7 +24,7 @@ from app.engines.cascade import PROBABILITY_FLOOR
 from app.engines.pytorch import load_network
 from app.errors import DataError
 from app.model import weights as weights_file
-from app.model.card import ModelCard, Stage
+from app.model.card import ModelCard, Stage, check_references
 from app.model.weights import Weights, cascade_state, save
 from training import calibration, cli, data, metrics, provenance
 from training.baseline import with_baseline
@@ -174,8 +174,13 @@ def _share(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     networks = [weights_file.load(file) for file in arguments.networks]
-    if any(stage.network >= len(networks) for stage in arguments.stage):
-        raise DataError(f"A --stage names a network that is none of the {len(networks)} files, which count from 0.")
+    try:
+        check_references(arguments.stage, len(networks))
+    except ValueError as error:
+        detail = (
+            f"it names none of the {len(networks)} files, which count from 0, or averages more stages than there are"
+        )
+        raise DataError(f"--stage: {error}: {detail}.") from None
     splits = ["train"] if arguments.no_test else data.SPLITS
     dataset = data.load(arguments.data, networks[0].card.input_size, splits, selection.from_flags(arguments))
     train, val = data.recorded_split(dataset, *(each.card.recipe for each in networks))

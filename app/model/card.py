@@ -1,5 +1,6 @@
 """The model card in a weights file: all that serving needs, and documentation for users."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -91,6 +92,13 @@ class Stage(BaseModel):
     share: Share | None = Field(None, description="share of held-out images that reach the stage")
 
 
+def check_references(stages: Sequence[Stage], networks: int) -> None:
+    """Raises ValueError for a stage of a cascade of so many networks that refers to another, or to no earlier stage."""
+    for index, stage in enumerate(stages):
+        if stage.network >= networks or stage.average_last > index + 1:
+            raise ValueError(f"stage {index} refers to a network or a stage that does not exist")
+
+
 class ModelCard(BaseModel):
     """One network, or a cascade of `stages` over `networks`.
 
@@ -173,9 +181,8 @@ class ModelCard(BaseModel):
         for network in self.networks:
             if network.networks or network.classes != self.classes or network.input_size != self.input_size:
                 raise ValueError("a network of the cascade differs in classes or input size, or is a cascade")
+        check_references(self.stages, len(self.networks))
         for index, stage in enumerate(self.stages):
-            if stage.network >= len(self.networks) or stage.average_last > index + 1:
-                raise ValueError(f"stage {index} refers to a network or a stage that does not exist")
             if (stage.threshold is None) != (index == len(self.stages) - 1):
                 raise ValueError("every stage but the last has a threshold")
         return self
