@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -41,10 +42,12 @@ def test_cascade_is_classified_as_by_the_service(cascade_weights: Path, capsys: 
     assert response.json()["predictions"][0]["top"] == top
 
 
-def run_process(weights: Path, *arguments: str | bytes, **options: object) -> "subprocess.CompletedProcess[bytes]":
+def run_process(
+    weights: Path, *arguments: str | bytes | Path, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[bytes]":
     """As a process, with file names as bytes."""
     line = [os.fsencode(part) for part in (*command("classify", "--weights", str(weights)), *arguments)]
-    return subprocess.run(line, capture_output=True, timeout=100, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(line, input=stdin, env=env, capture_output=True, timeout=100, check=False)
 
 
 def test_json_is_the_contracts(tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,19 +156,19 @@ def test_names_that_are_not_utf_8(tiny_weights: Path, tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9\nx.png"
     shutil.copy(EXAMPLES / "cat.png", name)
     for environment in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        options = {"env": os.environ | environment}
-        text = run_process(tiny_weights, name, **options)
+        env = os.environ | environment
+        text = run_process(tiny_weights, name, env=env)
         assert (text.returncode, text.stderr) == (0, b"")
         assert text.stdout.startswith(os.fsencode(tmp_path) + b"/caf\xe9\\x0ax.png: ")
-        row = json.loads(run_process(tiny_weights, "--json", tmp_path, **options).stdout)
+        row = json.loads(run_process(tiny_weights, "--json", tmp_path, env=env).stdout)
         assert row["file"] == f"{tmp_path}/caf\\xe9\nx.png"
-        missing = run_process(tiny_weights, name + b"?", **options)
+        missing = run_process(tiny_weights, name + b"?", env=env)
         assert missing.stderr == os.fsencode(tmp_path) + b"/caf\xe9\\x0ax.png?: No such file or directory.\n"
 
 
 @pytest.mark.slow
 def test_standard_input_is_one_image(tiny_weights: Path, cat: bytes) -> None:
-    ended = run_process(tiny_weights, "-", input=cat)
+    ended = run_process(tiny_weights, "-", stdin=cat)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(b"-: ")
 
