@@ -14,6 +14,7 @@ from app.errors import WeightsError
 from app.model import weights
 from app.model.networks import ConvNet
 from app.model.weights import Weights
+from training.ood import without_ood
 
 BATCH = 64  # images; bounds the memory of the activations
 MAGNIFICATION = 1.3
@@ -22,12 +23,15 @@ Array = NDArray[np.float32]
 
 
 def load_backbone(file: Path) -> Weights:
-    """The network of the file, or the largest network of a cascade; raises WeightsError where it is no ConvNet."""
+    """The network of the file, or the largest network of a cascade, without its out-of-distribution score.
+
+    A new head needs another score. Raises WeightsError where the network is no ConvNet.
+    """
     loaded = weights.load(file)
     largest = max(loaded.networks or [loaded], key=lambda each: each.card.parameters)
     if largest.card.architecture != "convnet":
         raise WeightsError(f"{file} holds a network of architecture {largest.card.architecture}; a convnet is needed.")
-    return largest
+    return without_ood(largest)
 
 
 def extract_features(file: Path, images: Tensor) -> Array:

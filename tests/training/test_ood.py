@@ -11,7 +11,7 @@ from app.model import weights
 from app.model.ood import THRESHOLD
 from app.model.weights import Weights
 from tests.support.training import fit, shades
-from training import cascade, data, ood
+from training import cascade, data, ood, train
 from training.data import Split
 
 
@@ -105,3 +105,12 @@ def test_constant_features_stay_within_float16() -> None:
     statistics = ood.fit_statistics(features, np.zeros(200, np.int64), 2)
     assert np.isfinite(statistics.whitening.astype(np.float16)).all()
     assert np.isfinite(statistics.means).all()
+
+
+@pytest.mark.slow
+def test_head_on_a_network_with_a_score_can_be_loaded(folder: Path, scored: Weights, tmp_path: Path) -> None:
+    start, out = tmp_path / "scored.safetensors", tmp_path / "head.safetensors"
+    weights.save(start, scored.card, scored.state, scored.reference_images, scored.reference_probabilities)
+    flags = ["--data", str(folder), "--run-dir", str(tmp_path / "run"), "--initial-weights", str(start)]
+    train.main([*flags, "--out", str(out), "--finetune", "head", "--image-size", "16"])
+    assert not weights.load(out).card.has_ood_score
