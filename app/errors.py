@@ -1,11 +1,11 @@
 """Everything that can go wrong, as one tree. Each leaf is one row of the contract; `app.api.problems` renders it.
 
 ThirtytwoError
-├── SettingsError           a setting has a value that cannot be (stops start-up, exit code 2)
+├── SettingsError           a setting has an invalid value (stops start-up, exit code 2)
 ├── WeightsError            the weights file cannot be served (stops start-up, exit code 2)
 ├── DeviceError             the requested device or precision is not available (stops start-up, exit code 2)
 ├── DeviceLostError         the device fails every call (ends the process, exit code 1)
-├── DataError               the training data cannot be read (stops training, exit code 2)
+├── DataError               the training data cannot be read (stops training, exit code 1)
 └── RequestError            a caller can mend it, or must wait; carries an HTTP status
     ├── MalformedRequest    400  not valid HTTP/1.1
     ├── MalformedUpload     400  the multipart form cannot be parsed, or holds no file
@@ -21,7 +21,7 @@ ThirtytwoError
     ├── QueueFull           429  no room in the queue, or for the bytes of an upload; carries retry_after_s
     ├── RateLimited         429  the API key has no images left; carries retry_after_s
     ├── HeadTooLarge        431  too many or too long headers
-    ├── NotReady            503  starting or shutting down; carries retry_after_s
+    ├── NotReady            503  shutting down or failed; carries retry_after_s
     ├── DeadlineExceeded    504  not answered within the request timeout
     └── ClientDisconnected  499  the caller left before the response (in log and metrics only)
 """

@@ -74,7 +74,8 @@ class Settings(BaseSettings):
         "auto", description="inference engine; auto is openvino on a CPU, torch elsewhere"
     )
     precision: Annotated[Literal["auto", "int8", "bfloat16", "float16", "float32"], Lower] = Field(
-        "auto", description="numeric precision; auto picks the fastest the CPU supports natively"
+        "auto",
+        description="numeric precision; auto: the fastest that is native to the device and reproduces the references",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for inference; 0 uses all available")
     max_batch: int = Field(

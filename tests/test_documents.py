@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import RequestError
+from app.model import weights
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -53,3 +54,12 @@ def test_paths_named_in_documents_exist(page: str) -> None:
     paths = re.findall(r"`((?:app|training|tests|benchmarks|scripts|deploy|docs)/[\w./-]*)`", read(page))
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/model-card.md"])
+def test_figures_are_those_of_the_bundled_file(page: str) -> None:
+    loaded, text = weights.load(weights.BUNDLED), read(page)
+    results = loaded.card.results
+    for accuracy in (results["test_accuracy"], results["test_jpeg80_accuracy"]):
+        assert f"{accuracy:.2%}".replace("%", " %") in text
+    assert loaded.version in text

@@ -138,7 +138,7 @@ DEPRECATED_NAMES = {
 
 
 class Recipe(NetworkFields, ScheduleFields, OptimizerFields, DistillationFields, AugmentationFields):
-    """The defaults are the first stage of the bundled network: 95.80 % validation accuracy (docs/training.md)."""
+    """With `finetune` none, the defaults are part 1 of the bundled large network (docs/model-card.md)."""
 
     def network_arguments(self, classes: int) -> dict[str, Any]:
         """Keyword arguments that rebuild the network, together with `arch`."""

@@ -3,7 +3,7 @@
     python -m training.train --data DIR --out weights/cifar10.safetensors
     torchrun --nproc-per-node=2 -m training.train --data DIR ...
 
-The default recipe and its results are in docs/training.md.
+docs/training.md is the guide, docs/model-card.md has the recipe of the bundled model.
 """
 
 import argparse

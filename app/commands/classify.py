@@ -30,7 +30,7 @@ class InferenceFailed(UndecodableImage):
 
 
 def run(argv: list[str]) -> int:
-    """Writes the predictions; returns 0 if all files are classified, 1 if some are not, 2 if none can be."""
+    """Writes the predictions; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
         config = settings.load()
@@ -60,8 +60,8 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m app classify",
-        description="Classifies image files. The settings of the service apply, as environment variables.",
-        epilog="Exit status: 0 if all files are classified, 1 if some are not, 2 if none can be.",
+        description="Classifies image files. The settings of model, files and queue apply, as environment variables.",
+        epilog="Exit status: 0 if all files are classified, 1 if one is not, 2 if the model cannot be loaded or the output cannot be written.",
     )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="image file; folder, with all images below it; - for standard input"

@@ -47,7 +47,7 @@ class Text(Output):
 
 
 class JsonLines(Output):
-    """An object per file: `file` with `label`, `confidence`, `top` and `resized_from`, or with an `error`."""
+    """An object per file: `file` with the fields of a prediction at `/predict`, or with an `error`."""
 
     def write(self, name: str, outcome: Outcome) -> None:
         print(json.dumps({"file": readable(name), **self._body(outcome)}), file=self.stream)

@@ -1,4 +1,4 @@
-"""Continuous batching: worker threads that run what waits. Knows neither HTTP nor images nor torch.
+"""Continuous batching: worker threads that run what waits. Independent of HTTP, images and torch.
 
 There is no batching window. An idle worker runs what waits at the end of the event loop's turn, so that requests which
 arrive together share a batch; what arrives during a forward pass forms the next batch. A further worker runs beside a

@@ -1,4 +1,4 @@
-"""The bounded queue before the network: reservations, fair turns, cancellation. Knows neither HTTP nor images.
+"""The bounded queue before the network: reservations, fair turns, cancellation. Independent of HTTP and images.
 
 A place is reserved before a request's images are decoded, and is given back when a batch takes the image. So the bound
 counts all images that are decoded or wait. Batches are filled in turns: one image from each caller, and within a caller
