@@ -28,7 +28,7 @@ from app.model.card import ModelCard, Stage, check_references
 from app.model.weights import Weights, cascade_state, save
 from training import calibration, cli, data, metrics, provenance
 from training.baseline import with_baseline
-from training.data import Split
+from training.data import HELD_OUT, Dataset, Split
 from training.datasets import selection
 from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
 from training.export import reference_images, split_results
@@ -181,8 +181,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"it names none of the {len(networks)} files, which count from 0, or averages more stages than there are"
         )
         raise DataError(f"--stage: {error}: {detail}.") from None
-    splits = ["train"] if arguments.no_test else data.SPLITS
-    dataset = data.load(arguments.data, networks[0].card.input_size, splits, selection.from_flags(arguments))
+    dataset = _load_data(arguments, networks)
     train, val = data.recorded_split(dataset, *(each.card.recipe for each in networks))
     first = arguments.stage[0].network
     networks = [
@@ -204,6 +203,14 @@ def run(arguments: argparse.Namespace) -> None:
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
     for metric, value in results.items():
         print(f"{metric:28} {value}")
+
+
+def _load_data(arguments: argparse.Namespace, networks: Sequence[Weights]) -> Dataset:
+    chosen, unread = selection.from_flags(arguments), ["test"] if arguments.no_test else []
+    if arguments.no_test:  # what was held out of the training of the networks stays unread
+        fraction, seed = map(networks[0].card.recipe.get, HELD_OUT)
+        chosen = chosen._replace(test_fraction=fraction or 0.0, split_seed=seed or 0)
+    return data.load(arguments.data, networks[0].card.input_size, data.SPLITS, chosen, unread)
 
 
 def _with_ood(network: Weights, train: Split, val: Split, device: str) -> Weights:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.errors import SettingsError
 from app.model import weights
 from training import cascade, cli, train
+from training.data import HELD_OUT
 from training.exits import MAX_LOSS
 from training.recipe import Recipe
 
@@ -129,14 +130,17 @@ def _check(run: Run) -> None:
         # chooses what no flag gives.
         fixed = set(Recipe.model_fields) if recipe.finetune == "none" else set(run.flags)
         fixed -= {"teacher", "initial_weights"} | {name for name, value in run.flags.items() if value == "auto"}
-        made_by = Recipe.model_validate(weights.load(run.out).card.recipe)
+        recorded = weights.load(run.out).card.recipe
+        made_by = Recipe.model_validate({key: recorded[key] for key in recorded.keys() - set(HELD_OUT)})
         if made_by.model_dump(include=fixed) != recipe.model_dump(include=fixed):
             raise SettingsError(f"{run.out} was made by another recipe; another --run-dir starts anew.")
 
 
 def train_run(run: Run, arguments: argparse.Namespace) -> None:
     argv = ["--data", str(arguments.data), "--out", str(run.out), "--name", run.network, "--run-dir", str(run.folder)]
-    argv += ["--device", arguments.device, "--no-test", *_as_flags(run.flags)]
+    # The networks must not see the images that the cascade reports as test images.
+    test = "--no-test" if arguments.no_test else "--unread-test"
+    argv += ["--device", arguments.device, test, *_as_flags(run.flags)]
     argv += ["--resume"] if run.is_started else []
     print(f"$ python -m training.train {shlex.join(argv)}", flush=True)
     train.main(argv)
@@ -192,7 +196,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--name", help="name on the model card [stem of --out]")
     add("--run-dir", type=Path, metavar="DIR", help="folder of the runs [runs/<name>]")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
-    add("--no-test", action="store_true", help="do not read the test images")
+    add("--no-test", action="store_true", help="train on all images and read no test images")
     return parser.parse_args(argv)
 
 

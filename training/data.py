@@ -19,6 +19,7 @@ from training.datasets.selection import Selection
 from training.datasets.splitting import hold_out
 
 SPLITS = ("train", "test")
+HELD_OUT = ("test_fraction", "split_seed")  # keys of `Dataset.held_out` in the recipe of a card
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Dataset(NamedTuple):
     """A split that was not requested, or that the data lack, is empty; `val` is None without a validation part.
 
     `dark_16_bit` lists files of 16 bits a channel whose values need 12: the service sees them nearly black, too.
-    `rejected` lists unreadable files with the reason, `notes` what else a person should see, a line each.
+    `rejected` lists unreadable files with the reason, `notes` what else a person should see, a line each. `held_out` is
+    the fraction and the seed of a test part that was held out; fraction 0 for data with parts of their own.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Dataset(NamedTuple):
     val: Split | None = None
     notes: Sequence[str] = ()
     dark_16_bit: Sequence[Path] = ()
+    held_out: tuple[float, int] = (0.0, 0)
 
 
 def download(root: Path, dataset: str = "cifar10") -> None:
@@ -68,20 +71,29 @@ def load(
     size: int,
     splits: Collection[str] = SPLITS,
     selection: Selection = Selection(),  # noqa: B008
+    unread: Collection[str] = (),
 ) -> Dataset:
     """Reads the requested splits with images of size x size; the validation part comes with the training part.
 
-    Data without a test part give a stratified share of their training part, unless they have a validation part.
-    Raises DataError.
+    Data without a test part give a stratified share of their training part, unless they have a validation part. A
+    requested split that is in `unread` is held out as well, but none of its images is read. Raises DataError.
     """
     with discovery.open_listing(root, selection.dataset) as found:
         listing = _with_requested(found, root, splits, selection)
         reader = _Reader(listing, size)
-        wanted = set(splits) | ({"val"} if "train" in splits else set())
+        wanted = set(splits) - set(unread) | ({"val"} if "train" in splits else set())
         train, val, test = (reader.read(part if part in wanted else "") for part in ("train", "val", "test"))
-        validation = val if len(val) else None
+        is_held_out = set(found.parts) == {"train"} and "test" in listing.parts
         return Dataset(
-            listing.name, listing.classes, train, test, reader.rejected, validation, reader.notes, reader.dark_16_bit
+            listing.name,
+            listing.classes,
+            train,
+            test,
+            reader.rejected,
+            val if len(val) else None,
+            reader.notes,
+            reader.dark_16_bit,
+            (selection.test_fraction, selection.split_seed) if is_held_out else (0.0, 0),
         )
 
 
@@ -106,14 +118,27 @@ def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tup
 def recorded_split(dataset: Dataset, *recipes: Mapping[str, Any]) -> tuple[Split, Split]:
     """(training, validation) of the runs that the recipes of model cards record.
 
-    Raises DataError if they differ: images that trained one network would validate all.
+    Raises DataError if they differ from each other or from the test part that is held out now: images that trained a
+    network would validate or test all.
     """
+    _check_held_out(dataset, recipes)
     # "holdout" is the former name of "val_fraction".
     recorded = {(float(recipe.get("val_fraction") or recipe["holdout"]), recipe["seed"]) for recipe in recipes}
     if len(recorded) > 1 and not dataset.val:
         pairs = " and ".join(f"--val-fraction {fraction:g} --seed {seed}" for fraction, seed in sorted(recorded))
         raise DataError(f"The networks were trained with {pairs}; a cascade needs one held-out part.")
     return training_and_validation(dataset, *min(recorded))
+
+
+def _check_held_out(dataset: Dataset, recipes: Sequence[Mapping[str, Any]]) -> None:
+    # Cards from before 0.2 have no record.
+    recorded = {(float(recipe[HELD_OUT[0]]), int(recipe[HELD_OUT[1]])) for recipe in recipes if HELD_OUT[0] in recipe}
+    if others := sorted(recorded - {dataset.held_out}):
+        was, now = (
+            f"--test-fraction {fraction:g} --split-seed {seed}" if fraction else "no test part held out of the data"
+            for fraction, seed in (others[0], dataset.held_out)
+        )
+        raise DataError(f"A network was trained with {was}, but this is {now}; the test parts must be the same.")
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises SettingsError for flags that private training does not use: no flag is ignored in silence."""
     given = [name for name in Recipe.model_fields if getattr(arguments, name, None) is not None]
     unused = [f"--{name.replace('_', '-')}" for name in given if name not in USED_FIELDS]
-    unused += ["--resume"] if arguments.resume else []
+    unused += [flag for flag in ("--resume", "--unread-test") if getattr(arguments, flag[2:].replace("-", "_"))]
     if unused:
         raise SettingsError(f"--dp-epsilon trains a head only, without {', '.join(unused)}.")
 

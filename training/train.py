@@ -167,7 +167,8 @@ def _load_data(arguments: argparse.Namespace, size: int, context: DistributedCon
         data.download(arguments.data, arguments.dataset or "cifar10")
     context.all_reduce_sum(0)  # a barrier: the other processes wait for the download
     splits = ["train"] if arguments.no_test else data.SPLITS
-    dataset = data.load(arguments.data, size, splits, data_selection.from_flags(arguments))
+    unread = ["test"] if arguments.unread_test else []
+    dataset = data.load(arguments.data, size, splits, data_selection.from_flags(arguments), unread)
     if context.is_main:
         report_files(dataset)
     return dataset
@@ -206,6 +207,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="continue from the last checkpoint; other flags change its recipe")
     add("--overwrite", action="store_true", help="replace the files of an earlier run of this name")
     add("--no-test", action="store_true", help="do not read the test images, to choose a recipe without them")
+    add("--unread-test", action="store_true",
+        help="hold the test images out, but do not read them: for training.cascade, which does")  # fmt: skip
     add("--download", action="store_true", help="download --dataset, or else CIFAR-10, into --data first")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
     add("--compile", action="store_true",

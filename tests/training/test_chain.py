@@ -6,7 +6,7 @@ import torch
 
 from app.errors import SettingsError
 from app.model import weights
-from training import chain, provenance
+from training import chain, checkpoint, data, provenance
 
 RUN = """
 [defaults]
@@ -81,6 +81,22 @@ def test_chain_makes_a_cascade_and_resumes(
     run(recipe, folder, out, "--no-test")
     assert commands(capsys.readouterr().out) == ["train", "cascade"]
     assert weights.load(out).card.networks[1].results["val_accuracy"] == card.networks[1].results["val_accuracy"]
+
+
+@pytest.mark.slow
+def test_no_network_sees_the_test_images_of_a_flat_folder(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    recipe.write_text(RUN.replace("epochs = 6", "epochs = 1").replace("epochs = 8", "epochs = 2"))
+    out, flat = tmp_path / "shades.safetensors", folder / "train"
+    run(recipe, flat, out)
+    dataset = data.load(flat, 16)
+    card = weights.load(out).card
+    assert card.results["test_images"] == len(dataset.test) == 24
+    for network, recorded in zip(("large", "small"), card.networks, strict=True):
+        state = checkpoint.load(tmp_path / "runs" / network / "checkpoint.pt")
+        assert state["fingerprint"] == data.fingerprint(dataset)  # of training and validation images together
+        assert (recorded.recipe["test_fraction"], recorded.recipe["split_seed"]) == (0.2, 0)
+    trained_on = {image.numpy().tobytes() for image in dataset.train.images}
+    assert trained_on.isdisjoint(image.numpy().tobytes() for image in dataset.test.images)
 
 
 def test_runs_continue_each_other(recipe: Path, tmp_path: Path) -> None:

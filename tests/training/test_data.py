@@ -20,6 +20,29 @@ def test_folder_is_read_and_other_files_are_rejected(folder: Path) -> None:
     assert [(path.name, "first bytes" in reason) for path, reason in loaded.rejected] == [("notes.txt", True)]
 
 
+def test_unread_test_images_are_held_out(folder: Path) -> None:
+    read = data.load(folder / "train", 16)
+    unread = data.load(folder / "train", 16, unread=["test"])
+    assert (len(read.test), len(unread.test)) == (24, 0)
+    assert torch.equal(unread.train.images, read.train.images)
+    assert unread.held_out == read.held_out == (0.2, 0)
+    assert data.load(folder / "train", 16, ["train"]).held_out == data.load(folder, 16).held_out == (0.0, 0)
+
+
+def test_other_test_parts_than_recorded_are_refused(folder: Path) -> None:
+    dataset = data.load(folder / "train", 16)
+    recipe = {"val_fraction": 0.1, "seed": 0}
+    val = data.recorded_split(dataset, recipe)[1]  # a card without the record
+    recorded = data.recorded_split(dataset, {**recipe, "test_fraction": 0.2, "split_seed": 0})[1]
+    assert torch.equal(recorded.images, val.images)
+    for was, line in (
+        ((0.0, 0), "trained with no test part held out of the data, but this is --test-fraction 0.2 --split-seed 0"),
+        ((0.2, 1), "trained with --test-fraction 0.2 --split-seed 1, but this is --test-fraction 0.2 --split-seed 0"),
+    ):
+        with pytest.raises(DataError, match=line):
+            data.recorded_split(dataset, recipe, {**recipe, **dict(zip(data.HELD_OUT, was, strict=True))})
+
+
 def test_images_are_resized(folder: Path) -> None:
     assert data.load(folder, 24).train.images.shape == (120, 24, 24, 3)
 
