@@ -174,6 +174,8 @@ def _share(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     networks = [weights_file.load(file) for file in arguments.networks]
+    for file, network in zip(arguments.networks, networks, strict=True):
+        _check_held_out_images(file, network.card)
     try:
         check_references(arguments.stage, len(networks))
     except ValueError as error:
@@ -203,6 +205,21 @@ def run(arguments: argparse.Namespace) -> None:
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
     for metric, value in results.items():
         print(f"{metric:28} {value}")
+
+
+def _check_held_out_images(file: Path, card: ModelCard) -> None:
+    """Raises DataError for a file without validation images that its training has not used."""
+    if card.recipe.get("finetune") == "head":
+        kind = "a linear head, which is fitted to all training images"
+    elif "dp_epsilon" in card.recipe:
+        kind = "a head of --dp-epsilon, which is fitted to all training images"
+    elif card.architecture == "cascade":
+        kind = "a cascade; name the files of its networks"
+    elif "seed" not in card.recipe or card.recipe.keys().isdisjoint(("val_fraction", "holdout")):
+        kind = "a file whose card lacks --val-fraction and --seed of the training"
+    else:
+        return
+    raise DataError(f"{file} is {kind}; the thresholds need images that no network was trained on.")
 
 
 def _load_data(arguments: argparse.Namespace, networks: Sequence[Weights]) -> Dataset:

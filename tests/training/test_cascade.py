@@ -87,6 +87,29 @@ def test_stage_of_a_missing_file_or_stage_is_refused(
         compose(networks, folder, tmp_path / "c.safetensors", *flags)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ({"finetune": "head", "val_fraction": 0.1, "seed": 0}, "a linear head"),
+        ({"dp_epsilon": 8.0, "steps": 30}, "a head of --dp-epsilon"),
+        ({"stages": [], "max_loss": 0.1, "runs": []}, "lacks --val-fraction and --seed"),
+    ],
+)
+def test_file_trained_on_validation_images_is_refused(
+    recipe: dict[str, object], reason: str, tiny_weights: Path, tmp_path: Path
+) -> None:
+    tiny, file = weights.load(tiny_weights), tmp_path / "head.safetensors"
+    card = tiny.card.model_copy(update={"recipe": recipe})
+    weights.save(file, card, tiny.state, tiny.reference_images, tiny.reference_probabilities)
+    with pytest.raises(SystemExit, match=f"DataError: {file} is .*{reason}"):
+        compose([file], tmp_path / "none", tmp_path / "c.safetensors", "--stage", "0")
+
+
+def test_cascade_of_a_cascade_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is a cascade; name the files of its networks"):
+        compose([weights.BUNDLED], tmp_path / "none", tmp_path / "c.safetensors", "--stage", "0")
+
+
 def test_networks_of_other_classes_are_refused(tiny_weights: Path) -> None:
     tiny = weights.load(tiny_weights)
     other = tiny._replace(card=tiny.card.model_copy(update={"classes": list("abcdefghij")}))
