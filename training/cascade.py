@@ -30,6 +30,7 @@ from training import calibration, cli, data, metrics, provenance
 from training.baseline import with_baseline
 from training.data import HELD_OUT, Dataset, Split
 from training.datasets import selection
+from training.datasets.listing import shortened
 from training.exits import MAX_LOSS, Array, averages, fit_exits, probabilities_of, reaching
 from training.export import reference_images, split_results
 from training.ood import with_ood, without_ood
@@ -227,7 +228,11 @@ def _load_data(arguments: argparse.Namespace, networks: Sequence[Weights]) -> Da
     if arguments.no_test:  # what was held out of the training of the networks stays unread
         fraction, seed = map(networks[0].card.recipe.get, HELD_OUT)
         chosen = chosen._replace(test_fraction=fraction or 0.0, split_seed=seed or 0)
-    return data.load(arguments.data, networks[0].card.input_size, data.SPLITS, chosen, unread)
+    card = networks[0].card
+    dataset = data.load(arguments.data, card.input_size, data.SPLITS, chosen, unread)
+    if absent := [name for name in card.classes if name not in dataset.classes]:
+        raise DataError(f"{arguments.data} lacks classes of the networks: {shortened(absent)}.")
+    return data.with_labels_of(card.classes, dataset, arguments.data)
 
 
 def _with_ood(network: Weights, train: Split, val: Split, device: str) -> Weights:

@@ -107,6 +107,19 @@ def with_validation(dataset: Dataset) -> tuple[Dataset, Tensor | None]:
     return dataset._replace(train=together, val=None), mask
 
 
+def with_labels_of(classes: list[str], dataset: Dataset, folder: Path) -> Dataset:
+    """The data set with labels that are positions in `classes`; raises DataError for a class that is not there."""
+    if unknown := [name for name in dataset.classes if name not in classes]:
+        raise DataError(f"{folder} has other classes than the weights: {shortened(unknown)}.")
+    positions = torch.tensor([classes.index(name) for name in dataset.classes])
+
+    def mapped(split: Split) -> Split:
+        return Split(split.images, positions[split.labels])
+
+    val = None if dataset.val is None else mapped(dataset.val)
+    return dataset._replace(classes=classes, train=mapped(dataset.train), test=mapped(dataset.test), val=val)
+
+
 def training_and_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[Split, Split]:
     """(training, validation): the data's own validation part, or else a random share of the training images.
 

@@ -8,14 +8,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from app import engines
-from app.errors import DataError
 from app.model import weights
 from app.model.weights import BUNDLED
 from training import cli, data, metrics, report
-from training.data import Dataset, Split
 from training.datasets import selection
 
 
@@ -25,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = data.load(arguments.data, card.input_size, ["test"], selection.from_flags(arguments))
     for path, reason in dataset.rejected:
         print(f"rejected {path}: {reason}", file=sys.stderr)
-    dataset = _with_labels_of(card.classes, dataset, arguments.data)
+    dataset = data.with_labels_of(card.classes, dataset, arguments.data)
     predict = partial(metrics.predict, engines.load(loaded, arguments.device))
     probabilities = predict(dataset.test.images)
     results = metrics.classification_metrics(probabilities, dataset.test.labels, card.classes)
@@ -40,15 +36,6 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.out or Path("runs") / f"evaluate-{loaded.version}"
     report.write(folder, results)
     print(*sections, f"JSON and plots are in {folder}", sep="\n\n")
-
-
-def _with_labels_of(classes: list[str], dataset: Dataset, folder: Path) -> Dataset:
-    """The data set with labels that are positions in `classes`; raises DataError for a class that is not there."""
-    if unknown := [name for name in dataset.classes if name not in classes]:
-        raise DataError(f"{folder} has other classes than the weights: {', '.join(unknown)}.")
-    positions = torch.tensor([classes.index(name) for name in dataset.classes])
-    test = Split(dataset.test.images, positions[dataset.test.labels])
-    return dataset._replace(classes=classes, test=test)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -43,6 +43,19 @@ def test_other_test_parts_than_recorded_are_refused(folder: Path) -> None:
             data.recorded_split(dataset, recipe, {**recipe, **dict(zip(data.HELD_OUT, was, strict=True))})
 
 
+def test_labels_are_matched_by_name(folder: Path) -> None:
+    loaded = data.load(folder, 16)
+    loaded = loaded._replace(val=loaded.test)
+    mapped = data.with_labels_of(["dim", "other", "middling", "bright"], loaded, folder)
+    assert mapped.val is not None
+    for part, count in ((mapped.train, 40), (mapped.val, 10), (mapped.test, 10)):
+        assert part.labels.bincount().tolist() == [count, 0, count, count]
+    means = [mapped.train.images[mapped.train.labels == label].float().mean() for label in (0, 2, 3)]
+    assert means == sorted(means)
+    with pytest.raises(DataError, match="shades has other classes than the weights: bright, middling"):
+        data.with_labels_of(["dim", "other"], loaded, folder)
+
+
 def test_images_are_resized(folder: Path) -> None:
     assert data.load(folder, 24).train.images.shape == (120, 24, 24, 3)
 
