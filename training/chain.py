@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import SettingsError
 from app.model import weights
-from training import cascade, cli, train
+from training import cascade, checkpoint, cli, data, train
 from training.data import HELD_OUT
 from training.exits import MAX_LOSS
 from training.recipe import Recipe
@@ -136,6 +136,21 @@ def _check(run: Run) -> None:
             raise SettingsError(f"{run.out} was made by another recipe; another --run-dir starts anew.")
 
 
+def check_data(runs: list[Run], arguments: argparse.Namespace) -> None:
+    """Raises DataError where runs that are kept have read other training images or labels than `--data` has now."""
+    files = dict.fromkeys(run.folder / "checkpoint.pt" for run in runs)
+    states = {file: checkpoint.load(file) for file in files if file.exists()}
+    read: dict[int, dict[str, Any]] = {}  # fingerprints by image size
+    for file, state in states.items():
+        size = state["recipe"]["image_size"]
+        if size not in read:
+            splits = ["train"] if arguments.no_test else data.SPLITS
+            dataset = data.load(arguments.data, size, splits, unread=["test"])
+            read[size] = data.fingerprint(data.with_validation(dataset)[0])
+        rule = f"The runs in {file.parent} continue on the same data only (another --run-dir starts anew); its"
+        checkpoint.check_fingerprint(state, read[size], rule)
+
+
 def train_run(run: Run, arguments: argparse.Namespace) -> None:
     argv = ["--data", str(arguments.data), "--out", str(run.out), "--name", run.network, "--run-dir", str(run.folder)]
     # The networks must not see the images that the cascade reports as test images.
@@ -161,6 +176,7 @@ def run(arguments: argparse.Namespace) -> None:
     name = arguments.name or arguments.out.stem
     run_dir: Path = arguments.run_dir or Path("runs") / name
     runs, stages = plan(chain, run_dir), list(stage_flags(chain))
+    check_data(runs, arguments)
     for each in runs:
         if not each.out.exists():
             train_run(each, arguments)

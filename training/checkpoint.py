@@ -54,15 +54,17 @@ def load(path: Path) -> State:
     return state
 
 
-def check_fingerprint(state: State, current: Mapping[str, Any]) -> None:
-    """Raises DataError, which names the difference, where the checkpoint is of other data than `current`.
+def check_fingerprint(
+    state: State, current: Mapping[str, Any], rule: str = "--resume continues on the same data only; its"
+) -> None:
+    """Raises DataError, which names the difference after `rule`, where the checkpoint is of other data than `current`.
 
     Checkpoints of 0.1 and before have no fingerprint.
     """
     for name, was in state.get("fingerprint", {}).items():
         if (found := current.get(name)) != was:
             values = f": {_short(was)}, now {_short(found)}" if name != "content" else ""
-            raise DataError(f"--resume continues on the same data only; its {name} differs{values}.")
+            raise DataError(f"{rule} {name} differs{values}.")
 
 
 def _short(value: object) -> str:

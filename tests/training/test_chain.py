@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_no_network_sees_the_test_images_of_a_flat_folder(recipe: Path, folder: 
         state = checkpoint.load(tmp_path / "runs" / network / "checkpoint.pt")
         assert state["fingerprint"] == data.fingerprint(dataset)  # of training and validation images together
         assert (recorded.recipe["test_fraction"], recorded.recipe["split_seed"]) == (0.2, 0)
+    out.unlink()
+    changed = tmp_path / "changed"
+    shutil.copytree(flat, changed)
+    (changed / "dim" / "0.png").write_bytes((changed / "bright" / "0.png").read_bytes())
+    with pytest.raises(SystemExit, match=rf"runs in {tmp_path}/runs/large continue on the same .* its content differs"):
+        run(recipe, changed, out)
+    with pytest.raises(SystemExit, match=r"its number of images differs: 96, now 120"):
+        run(recipe, flat, out, "--no-test")
     trained_on = {image.numpy().tobytes() for image in dataset.train.images}
     assert trained_on.isdisjoint(image.numpy().tobytes() for image in dataset.test.images)
 
