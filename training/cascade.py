@@ -83,13 +83,18 @@ def compose(
         stages=fitted,
         test_accuracy=None,
         dataset=first.dataset,
-        recipe={
-            "stages": [stage.model_dump(include={"network", "hflip", "average_last"}) for stage in stages],
-            "max_loss": max_loss,
-            "runs": list(runs),
-        },
+        recipe=recipe_of(stages, max_loss, runs),
     )
     return Weights(card, cascade_state(networks), references, outputs[-1], "", outputs)
+
+
+def recipe_of(stages: Sequence[Stage], max_loss: float, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the card records as the recipe of a cascade."""
+    return {
+        "stages": [stage.model_dump(include={"network", "hflip", "average_last"}) for stage in stages],
+        "max_loss": max_loss,
+        "runs": list(runs),
+    }
 
 
 def stage_outputs(
@@ -162,6 +167,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="accuracy that early exits may cost, against the last stage for every image [%(default)s]")  # fmt: skip
     add("--runs", type=Path, metavar="FILE", help="JSON list of the training runs, for the card")
     add("--device", default="auto", help="auto, cpu, cuda or mps, for calibration and results [%(default)s]")
+    add("--overwrite", action="store_true", help="replace the file of --out")
     add("--no-test", action="store_true", help="do not read the test images")
     return parser.parse_args(argv)
 
@@ -174,6 +180,8 @@ def _share(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    name = arguments.name or arguments.out.stem
+    cli.check_output(name, arguments.out, arguments.overwrite)
     networks = [weights_file.load(file) for file in arguments.networks]
     for file, network in zip(arguments.networks, networks, strict=True):
         _check_held_out_images(file, network.card)
@@ -192,7 +200,6 @@ def run(arguments: argparse.Namespace) -> None:
         for index, each in enumerate(networks)
     ]
     runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
-    name = arguments.name or arguments.out.stem
     cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs, arguments.device)
     engine = engines.load(cascade, arguments.device)
     assert isinstance(engine, CascadeEngine)

@@ -151,6 +151,14 @@ def check_data(runs: list[Run], arguments: argparse.Namespace) -> None:
         checkpoint.check_fingerprint(state, read[size], rule)
 
 
+def is_finished(chain: ChainFile, runs: list[Run], out: Path) -> bool:
+    """Whether the file is the cascade of this chain and these runs; raises WeightsError for a damaged file."""
+    if not all(file.is_file() for file in (out, *(run.out for run in runs))):
+        return False
+    stages = [cascade.parse_stage(text) for text in list(stage_flags(chain))[1::2]]
+    return weights.load(out).card.recipe == cascade.recipe_of(stages, chain.cascade.max_loss, record(runs))
+
+
 def train_run(run: Run, arguments: argparse.Namespace) -> None:
     argv = ["--data", str(arguments.data), "--out", str(run.out), "--name", run.network, "--run-dir", str(run.folder)]
     # The networks must not see the images that the cascade reports as test images.
@@ -176,6 +184,10 @@ def run(arguments: argparse.Namespace) -> None:
     name = arguments.name or arguments.out.stem
     run_dir: Path = arguments.run_dir or Path("runs") / name
     runs, stages = plan(chain, run_dir), list(stage_flags(chain))
+    if is_finished(chain, runs, arguments.out) and not arguments.overwrite:
+        print(f"{arguments.out} is finished; --overwrite composes it again from the networks in {run_dir}.")
+        return
+    cli.check_output(name, arguments.out, arguments.overwrite)
     check_data(runs, arguments)
     for each in runs:
         if not each.out.exists():
@@ -185,7 +197,7 @@ def run(arguments: argparse.Namespace) -> None:
     files = {each.network: str(each.out) for each in runs}  # of the last run of each network
     argv = [*files.values(), *stages, "--data", str(arguments.data), "--out", str(arguments.out), "--name", name]
     argv += ["--device", arguments.device, "--max-loss", str(chain.cascade.max_loss), "--runs", str(history)]
-    argv += ["--no-test"] if arguments.no_test else []
+    argv += [flag for flag in ("--no-test", "--overwrite") if getattr(arguments, flag[2:].replace("-", "_"))]
     print(f"$ python -m training.cascade {shlex.join(argv)}", flush=True)
     cascade.main(argv)
 
@@ -212,6 +224,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--name", help="name on the model card [stem of --out]")
     add("--run-dir", type=Path, metavar="DIR", help="folder of the runs [runs/<name>]")
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
+    add("--overwrite", action="store_true", help="replace the file of --out; finished networks are kept")
     add("--no-test", action="store_true", help="train on all images and read no test images")
     return parser.parse_args(argv)
 

@@ -7,15 +7,19 @@ unprefixed environment variables such as SEED or DEPTH.
 
 import argparse
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from app.errors import SettingsError, ThirtytwoError
+from app.model.card import NAME_PATTERN
 from training.recipe import DEFAULT_RECIPES, IMMUTABLE_FIELDS, SECTIONS, Recipe
 
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "FILE"}
@@ -41,6 +45,22 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(2)
     except (ThirtytwoError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def check_name(name: str) -> None:
+    """Raises SettingsError for a name that no card can have."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise SettingsError(f"Invalid name {name!r}: letters, digits, _, . and - only, at most 64.")
+
+
+def check_output(name: str, file: Path, overwrite: bool) -> None:
+    """Raises SettingsError for an invalid name, a file that exists, or one that cannot be written."""
+    check_name(name)
+    parent = next(folder for folder in file.absolute().parents if folder.exists())
+    if file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SettingsError(f"--out: {file} is a folder or is in none that can be written.")
+    if file.exists() and not overwrite:
+        raise SettingsError(f"--out: {file} is of an earlier run: choose another name, or --overwrite it.")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ docs/training.md is the guide, docs/model-card.md has the recipe of the bundled 
 import argparse
 import ctypes
 import logging
-import re
 import sys
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from app.engines.hardware import resolve_device
 from app.engines.pytorch import available_device, load_network
 from app.errors import DataError, SettingsError
 from app.model import networks
-from app.model.card import NAME_PATTERN
 from app.model.networks import ConvNet, unfold_batchnorms
 from training import checkpoint, cli, data, export, finetune, metrics, outputs, private, report, selection
 from training.audit import summary
@@ -115,8 +113,7 @@ def _train_network(
 
 def _check_names(name: str, recipe: Recipe) -> None:
     """Raises SettingsError before the data is read."""
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise SettingsError(f"Invalid name {name!r}: letters, digits, _, . and - only, at most 64.")
+    cli.check_name(name)
     for flag, file in (("--initial-weights", recipe.initial_weights), ("--teacher", recipe.teacher)):
         if file and not Path(file).is_file():
             raise SettingsError(f"{flag}: there is no file {file}.")

@@ -47,6 +47,16 @@ def test_cascade_is_composed_verified_and_evaluated(networks: list[Path], folder
     assert np.isfinite(engine(loaded.reference_images).probabilities).all()
 
 
+def test_used_name_is_refused_before_the_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "c.safetensors"
+    out.touch()
+    for flags, error in (([], f"--out: {out} is of an earlier run"), (["--name", "a b"], "Invalid name 'a b'")):
+        with pytest.raises(SystemExit) as exit_info:
+            compose([tmp_path / "none"], tmp_path / "none", out, "--stage", "0", *flags)
+        assert exit_info.value.code == 2
+        assert error in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_test_images_can_be_left_unread(networks: list[Path], folder: Path, tmp_path: Path) -> None:
     card = compose(networks, folder, tmp_path / "c.safetensors", "--stage", "0", "--stage", "1", "--no-test").card

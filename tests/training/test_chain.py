@@ -1,3 +1,4 @@
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -77,6 +78,14 @@ def test_chain_makes_a_cascade_and_resumes(
     assert all(each["machine"] for each in card.recipe["runs"])
     assert card.test_accuracy is not None
     assert not any(name.startswith("test") for network in card.networks for name in network.results)
+    run(recipe, folder, out)
+    assert capsys.readouterr().out.startswith(f"{out} is finished; --overwrite composes it again")
+    run(recipe, folder, out, "--overwrite")
+    assert commands(capsys.readouterr().out) == ["cascade"]
+    recipe.write_text(RUN.replace("max_loss = 0.01", "max_loss = 0.02"))
+    with pytest.raises(SystemExit):
+        run(recipe, folder, out)
+    assert f"--out: {out} is of an earlier run" in capsys.readouterr().err
     out.unlink()
     (tmp_path / "runs/small/1.safetensors").unlink()  # as if the last run was interrupted
     run(recipe, folder, out, "--no-test")
@@ -139,6 +148,25 @@ def test_invalid_recipe_is_one_line(
     assert error in printed.err
     assert printed.err.count("\n") == 1
     assert not printed.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--name", "a b"), "Invalid name 'a b'"),
+        (("--out", "x y.safetensors"), "Invalid name 'x y'"),
+        (("--out", "recipe.toml", "--name", "x"), "--out: recipe.toml is of an earlier run"),
+        (("--out", ".", "--name", "x"), "--out: . is a folder"),
+        (("--out", "recipe.toml/x", "--name", "x"), "--out: recipe.toml/x is a folder or is in none"),
+    ],
+)
+def test_name_and_output_are_checked_before_the_data(
+    flags: tuple[str, ...], error: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.chdir(tmp_path), pytest.raises(SystemExit) as exit_info:
+        run(recipe, tmp_path / "none", tmp_path / "out.safetensors", *flags)
+    assert exit_info.value.code == 2
+    assert error in capsys.readouterr().err
 
 
 def test_damaged_file_of_an_earlier_run_is_one_line(recipe: Path, tmp_path: Path) -> None:
