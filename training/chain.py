@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from app.errors import SettingsError
 from app.model import weights
 from training import cascade, checkpoint, cli, data, train
 from training.data import HELD_OUT
 from training.exits import MAX_LOSS
-from training.recipe import Recipe
+from training.recipe import DEFAULT_RECIPES, Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -51,6 +51,14 @@ class ChainFile(_Table):
     defaults: Flags = {}
     networks: Annotated[list[NetworkTable], Field(min_length=1)]
     cascade: CascadeTable
+
+    @field_validator("networks")
+    @classmethod
+    def _have_names_of_their_own(cls, networks: list[NetworkTable]) -> list[NetworkTable]:
+        names = [network.name for network in networks]  # also those of their folders
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"several networks have the name {', '.join(twice)}")
+        return networks
 
 
 class Run(NamedTuple):
@@ -122,7 +130,9 @@ def _check(run: Run) -> None:
     if unknown:
         raise SettingsError(f"{where}: {', '.join(sorted(unknown))} is not a flag of training.train.")
     try:
-        recipe = Recipe.model_validate(run.flags)
+        # As training.train completes the flags; an unknown arch is an error of the validation.
+        base = DEFAULT_RECIPES.get(str(run.flags.get("arch")), DEFAULT_RECIPES["convnet"])
+        recipe = Recipe.model_validate(base.model_dump() | run.flags)
     except ValidationError as error:
         raise SettingsError(f"{where}: {cli.one_line(error)}") from None
     if run.out.exists():

@@ -8,7 +8,7 @@ import torch
 
 from app.errors import SettingsError
 from app.model import weights
-from training import chain, checkpoint, data, provenance
+from training import chain, checkpoint, cli, data, provenance
 
 RUN = """
 [defaults]
@@ -130,6 +130,7 @@ def test_runs_continue_each_other(recipe: Path, tmp_path: Path) -> None:
     ("old", "new", "error"),
     [
         ("[cascade]", "[cascades]", "cascade: field required"),
+        ('name = "small"', 'name = "large"', "networks: value error, several networks have the name large"),
         ('"small", "large"', '"tiny", "large"', "The stage tiny names none of the networks large, small"),
         ('teacher = "large/2"', 'teacher = "small"', "small/1: the teacher small is not an earlier run"),
         ("depth = 2", "deep = 2", "large/1: deep is not a flag"),
@@ -214,6 +215,21 @@ def test_choices_of_a_finished_run_do_not_make_it_another(tmp_path: Path, tiny_w
     for flags in ({"class_balance": "auto"}, {"epochs": 3}, {"class_balance": "auto", "epochs": 4}):
         with pytest.raises(SettingsError, match="was made by another recipe"):
             planned(**flags)
+
+
+@pytest.mark.parametrize("arch", ["lenet", "mlp"])
+def test_finished_run_of_the_article_networks_is_kept(arch: str, tmp_path: Path, tiny_weights: Path) -> None:
+    finished = weights.load(tiny_weights)
+    parser = cli.Parser()
+    cli.add_flags(parser)
+    recipe = cli.from_flags(parser.parse_args(["--arch", arch, "--finetune", "none", "--class-balance", "none"]))
+    card = finished.card.model_copy(update={"recipe": recipe.model_dump(mode="json")})
+    (tmp_path / arch).mkdir()
+    out = tmp_path / arch / "1.safetensors"
+    weights.save(out, card, finished.state, finished.reference_images, finished.reference_probabilities)
+    table = chain.NetworkTable(name=arch, runs=[{"arch": arch}])
+    planned = chain.plan(chain.ChainFile(networks=[table], cascade=chain.CascadeTable(stages=[arch])), tmp_path)
+    assert [each.out for each in planned] == [out]
 
 
 def test_a_run_of_another_recipe_is_refused(recipe: Path, tiny_weights: Path, tmp_path: Path) -> None:
