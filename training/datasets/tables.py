@@ -172,9 +172,10 @@ def _items(table: Table, places: Places, whole: str, notes: list[str]) -> dict[s
     """Items by part, `whole` for rows without a split; what cannot be read is noted."""
     parts: dict[str, list[Item]] = defaultdict(list)
     missing, unlabelled = list[str](), 0
+    column = _split_column(table, notes)
     for row in table.rows:
         text, label = (row[i].strip() if i < len(row) else "" for i in (table.path, table.label))
-        split = row[table.split] if table.split is not None and table.split < len(row) else ""
+        split = row[column] if column is not None and column < len(row) else ""
         found = places.find(text, table.file.stem)
         if not label:
             unlabelled += 1
@@ -192,6 +193,20 @@ def _items(table: Table, places: Places, whole: str, notes: list[str]) -> dict[s
     if unlabelled:
         notes.append(f"{table.file.name}: {plural(unlabelled, 'row')} without a label not read")
     return parts
+
+
+def _split_column(table: Table, notes: list[str]) -> int | None:
+    """None for a column of other things than parts; raises DataError where some of its values are parts."""
+    values = {row[table.split].strip() for row in table.rows if table.split is not None and table.split < len(row)}
+    unknown = sorted(value for value in values - {""} if part_name(value) is None)
+    if not unknown:
+        return table.split
+    if len(unknown) < len(values - {""}):
+        raise DataError(
+            f"{table.file.name}: a row is of the part {unknown[0][:60]!r}, which is none of train, val and test."
+        )
+    notes.append(f"{table.file.name}: no value of the split column is train, val or test: {shortened(unknown, 3)}")
+    return None
 
 
 def _integer(label: str) -> str:

@@ -52,6 +52,26 @@ def test_integer_labels_are_classes_in_numeric_order(tmp_path: Path, write: Writ
     assert found.classes == [str(i) for i in range(12)]
 
 
+def test_unknown_part_is_refused(tmp_path: Path, write: Writer) -> None:
+    write(tmp_path / "img", 4)
+    table = tmp_path / "data.csv"
+    lines = ["path,label,split", "img/0.png,a,Train", "img/1.png,b,train", "img/2.png,a,", "img/3.png,b,tset"]
+    table.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"data\.csv: a row is of the part 'tset', which is none of train, val"):
+        tables.read(tmp_path)
+    table.write_text("\n".join(lines).replace("tset", "test").replace("a,Train", "b,test"))
+    assert (labels(tmp_path), labels(tmp_path, part="test")) == (["b", "a"], ["b", "b"])
+
+
+def test_split_column_without_parts_is_noted(tmp_path: Path, write: Writer) -> None:
+    write(tmp_path / "img", 4)
+    (tmp_path / "data.csv").write_text("path,label,set\n" + rows("img/{i}.png,{label},{label}1\n"))
+    found = tables.read(tmp_path)
+    assert found is not None
+    assert {part: len(items) for part, items in found.parts.items()} == {"train": 4}
+    assert found.notes == ["data.csv: no value of the split column is train, val or test: a1, b1"]
+
+
 def test_windows_text_is_read(tmp_path: Path, write: Writer) -> None:
     write(tmp_path / "img", 2)
     (tmp_path / "x.csv").write_bytes("path,label\nimg/0.png,Hündin\nimg/1.png,Kater\n".encode("cp1252"))
