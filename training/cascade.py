@@ -182,6 +182,7 @@ def _share(text: str) -> float:
 def run(arguments: argparse.Namespace) -> None:
     name = arguments.name or arguments.out.stem
     cli.check_output(name, arguments.out, arguments.overwrite)
+    runs = _read_runs(arguments.runs) if arguments.runs else []
     networks = [weights_file.load(file) for file in arguments.networks]
     for file, network in zip(arguments.networks, networks, strict=True):
         _check_held_out_images(file, network.card)
@@ -199,7 +200,6 @@ def run(arguments: argparse.Namespace) -> None:
         _with_ood(each, train, val, arguments.device) if index == first else without_ood(each)
         for index, each in enumerate(networks)
     ]
-    runs = json.loads(arguments.runs.read_text()) if arguments.runs else []
     cascade = compose(networks, arguments.stage, name, val, arguments.max_loss, runs, arguments.device)
     engine = engines.load(cascade, arguments.device)
     assert isinstance(engine, CascadeEngine)
@@ -213,6 +213,17 @@ def run(arguments: argparse.Namespace) -> None:
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
     for metric, value in results.items():
         print(f"{metric:28} {value}")
+
+
+def _read_runs(file: Path) -> list[dict[str, Any]]:
+    """Raises DataError for other content than a JSON list of objects, and OSError."""
+    try:
+        runs = json.loads(file.read_text())
+    except ValueError as error:
+        raise DataError(f"--runs: {file} is no JSON: {error}.") from None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise DataError(f"--runs: {file} is no JSON list of runs.")
+    return runs
 
 
 def _check_held_out_images(file: Path, card: ModelCard) -> None:

@@ -37,7 +37,10 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends the process after an error that a user can mend: with exit code 2 for a setting, with 1 for another."""
+    """Ends the process after an error that a user can mend: with exit code 2 for a setting, with 1 for another.
+
+    After Ctrl-C the exit code is 130.
+    """
     try:
         yield
     except SettingsError as error:
@@ -45,6 +48,9 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(2)
     except (ThirtytwoError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as shells report it
 
 
 def check_name(name: str) -> None:

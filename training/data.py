@@ -194,6 +194,8 @@ def _with_requested(listing: Listing, root: Path, splits: Collection[str], selec
         raise DataError(f"{root} ({listing.form}) has no training part; found: {found}.")
     if "test" in splits:
         listing = hold_out(listing, selection.test_fraction, selection.split_seed)
+    if "train" in splits and "train" not in listing.parts:
+        raise DataError(f"--test-fraction {selection.test_fraction:g} leaves no picture for the training.")
     if list(splits) == ["test"] and "test" not in listing.parts and "val" in listing.parts:
         parts = {**listing.parts, "test": listing.parts["val"]}
         return listing._replace(parts=parts, notes=[*listing.notes, "no test part: the validation part is read"])

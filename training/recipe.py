@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 class Section(BaseModel):
     """The docstring of a section is the title of its flags in `training.train --help`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NetworkFields(Section):
@@ -160,6 +160,7 @@ class Recipe(NetworkFields, ScheduleFields, OptimizerFields, DistillationFields,
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         for valid, rule in (
+            (-(1 << 63) <= self.seed < 1 << 64, "--seed has at most 64 bits"),
             (self.arch != "lenet" or self.image_size == 32, "--arch lenet needs --image-size 32"),
             (self.epochs > 0 or bool(self.initial_weights), "--epochs 0 needs --initial-weights"),
             (self.arch == "convnet" or self.finetune in ("auto", "none"), "--finetune needs --arch convnet"),

@@ -128,6 +128,21 @@ def test_cascade_of_a_cascade_is_refused(tmp_path: Path) -> None:
         compose([weights.BUNDLED], tmp_path / "none", tmp_path / "c.safetensors", "--stage", "0")
 
 
+@pytest.mark.parametrize("content", ["[{]", "{}", "[1]"])
+def test_broken_list_of_runs_is_one_line(content: str, tmp_path: Path) -> None:
+    runs = tmp_path / "runs.json"
+    runs.write_text(content)
+    with pytest.raises(SystemExit, match=f"DataError: --runs: {runs} is no JSON"):
+        compose([tmp_path], tmp_path, tmp_path / "c.safetensors", "--stage", "0", "--runs", str(runs))
+
+
+@pytest.mark.parametrize("flags", [("--split-seed", "-1"), ("--split-seed", str(1 << 64)), ("--test-fraction", "2")])
+def test_unusable_split_is_one_line(flags: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cascade.parse(["x", "--data", "x", "--out", "x", "--stage", "0", "=".join(flags)])
+    assert capsys.readouterr().err.startswith(f"error: argument {flags[0]}: {flags[1]} is not from 0 to ")
+
+
 def test_networks_of_other_classes_are_refused(tiny_weights: Path) -> None:
     tiny = weights.load(tiny_weights)
     other = tiny._replace(card=tiny.card.model_copy(update={"classes": list("abcdefghij")}))

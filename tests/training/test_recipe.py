@@ -34,7 +34,7 @@ def test_each_architecture_has_its_recipe() -> None:
         (["--widths", "8,0"], "--widths: input should be greater than 0, not '0'."),
         (["--widths", ""], "--widths: input should be a valid integer"),
         (["--head-lr", "0"], "--head-lr: input should be greater than 0, not '0'."),
-        (["--muon-lr", "nan"], "--muon-lr: input should be greater than or equal to 0, not 'nan'."),
+        (["--muon-lr", "nan"], "--muon-lr: input should be a finite number, not 'nan'."),
         (["--depth", "two"], "--depth: input should be a valid integer"),
         (["--cutout", "40"], "--cutout is at most --image-size."),
         (["--random-crop-padding", "32"], "--random-crop-padding is below --image-size."),
@@ -43,6 +43,8 @@ def test_each_architecture_has_its_recipe() -> None:
         (["--freeze-bn"], "--freeze-bn needs --initial-weights."),
         (["--online-teacher"], "--online-teacher needs --teacher."),
         (["--mixup", "0.5"], "--mixup needs --online-teacher."),
+        (["--epochs", "inf"], "--epochs: input should be a finite number, not 'inf'."),
+        (["--seed", str(1 << 64)], "--seed has at most 64 bits."),
         (["--jpeg-quality", "90,50"], "--jpeg-quality is LOW,HIGH from 1 to 100."),
     ],
 )
@@ -80,6 +82,13 @@ def test_unusable_command_line_is_one_line(flags: list[str], capsys: pytest.Capt
         train.parse(["--data", "x", *flags])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_interrupt_is_one_line_with_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info, cli.errors_in_one_line():
+        raise KeyboardInterrupt
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_former_flags_warn_and_work(caplog: pytest.LogCaptureFixture) -> None:

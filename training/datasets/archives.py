@@ -1,5 +1,6 @@
 """A zip or tar file, unpacked into a folder with bounds: no path beyond it, no link, no bomb."""
 
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -20,7 +21,16 @@ MAX_RATIO = 100  # unpacked to packed, beyond FREE_BYTES: pictures hardly shrink
 FREE_BYTES = 256 << 20
 CHUNK = 1 << 20
 
-UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+UNREADABLE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 class Member(NamedTuple):

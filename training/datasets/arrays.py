@@ -1,6 +1,8 @@
 """One .npz of pictures and labels: MedMNIST's `train_images`, Keras' `x_train`, or plain `images` and `labels`."""
 
+import lzma
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,17 @@ from app.errors import DataError
 from training.datasets.listing import PARTS, Item, Listing, make_listing, shortened
 
 MAX_BYTES = 16 << 30  # of all arrays together, in memory
+
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    OSError,
+    KeyError,
+    EOFError,
+    RuntimeError,  # an encrypted member, and NotImplementedError for an unknown compression
+)
 
 IMAGES, LABELS = ("images", "image", "x", "data", "imgs"), ("labels", "label", "y", "targets", "target")
 
@@ -39,7 +52,7 @@ def _load(file: Path) -> dict[str, Array]:
             raise DataError(f"{file.name} unpacks to {size} bytes; at most {MAX_BYTES} are read.")
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, ValueError, OSError, KeyError, EOFError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{file.name} cannot be read as .npz: {error}.") from error
 
 

@@ -76,7 +76,7 @@ def decode_source(source: Source, size: int) -> DecodedImage | str:
             return decode(data, Limits(size, MAX_PIXELS))
         other = _decode_other(data, size)
         return other if isinstance(other, str) else DecodedImage(other, None)
-    except (RequestError, OSError, ValueError) as error:
+    except (RequestError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: a damaged AVIF
         return _reason(error)
 
 
@@ -89,7 +89,7 @@ def native_size(source: Source) -> tuple[int, int] | None:
             return source().size
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError):
         return None
 
 

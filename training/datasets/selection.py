@@ -23,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = add_source_flags(parser).add_argument
     add("--test-fraction", type=_share, default=TEST_FRACTION, metavar="FLOAT",
         help="share of each class that is held out of data without a test part, 0 to 1 [%(default)s]")  # fmt: skip
-    add("--split-seed", type=int, default=SPLIT_SEED, metavar="INT",
+    add("--split-seed", type=_seed, default=SPLIT_SEED, metavar="INT",
         help="seed of that choice; keep it for evaluate [%(default)s]")  # fmt: skip
 
 
@@ -41,6 +41,13 @@ def add_source_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 
 def from_flags(arguments: argparse.Namespace) -> Selection:
     return Selection(arguments.dataset, arguments.test_fraction, arguments.split_seed)
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2**64 - 1")
+    return value
 
 
 def _share(text: str) -> float:

@@ -101,3 +101,20 @@ def test_cut_archive_gives_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"x\.tar\.gz cannot be unpacked"):
         data.load(tmp_path / "x.tar.gz", 16)
+
+
+@pytest.mark.parametrize("name", ["x.tar.xz", "x.zip"])
+def test_damaged_lzma_gives_one_line(folder: Path, tmp_path: Path, name: str) -> None:
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_LZMA) as zipped:
+            for file in sorted(folder.rglob("*.png")):
+                zipped.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(tmp_path / name, "w:xz") as tar:
+            tar.add(folder, "set")
+    damaged = bytearray((tmp_path / name).read_bytes())
+    middle = len(damaged) // 2 if name.endswith(".xz") else 200
+    damaged[middle : middle + 200] = b"\xff" * 200
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        data.load(tmp_path / name, 16)

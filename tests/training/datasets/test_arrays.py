@@ -79,3 +79,13 @@ def test_broken_file_gives_one_line(tmp_path: Path) -> None:
 def test_one_hot_rows_are_labels() -> None:
     assert arrays.label_names(np.eye(3, dtype=int), "x") == ["0", "1", "2"]
     assert arrays.label_names(np.array([1.0, 0.0]), "x") == ["1", "0"]
+
+
+def test_damaged_compressed_file_gives_one_line(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "x.npz", images=noise, labels=np.arange(20) % 2)
+    damaged = bytearray((tmp_path / "x.npz").read_bytes())
+    damaged[60:200] = b"\xff" * 140
+    (tmp_path / "x.npz").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"x\.npz cannot be read as \.npz: "):
+        arrays.read(tmp_path / "x.npz")

@@ -78,3 +78,11 @@ def test_unreadable_bytes_give_a_reason_of_one_line(data: bytes, reason: str) ->
 def test_reason_of_a_missing_file_has_no_path(tmp_path: Path) -> None:
     assert pictures.read(tmp_path / "gone.png", 32) == "No such file or directory."
     assert pictures.native_size(tmp_path / "gone.png") is None
+
+
+@pytest.mark.skipif("AVIF" not in pictures.OTHER_FORMATS, reason="Pillow has no AVIF decoder here")
+def test_damaged_avif_gives_a_reason() -> None:
+    whole = encoded(Image.fromarray(PIXELS), "AVIF")
+    pixels = whole.index(b"mdat") + 4
+    for damaged in (whole[:pixels] + b"\xff" * (len(whole) - pixels), whole[:pixels]):
+        assert isinstance(pictures.read(damaged, 32), str)

@@ -4,9 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.errors import DataError
 from tests.training.datasets.conftest import Writer
 from training import data
 from training.datasets.listing import Item, make_listing
@@ -52,5 +54,7 @@ def test_flat_folder_is_split_and_training_can_have_all(tmp_path: Path, write: W
     ]
     assert len(data.load(tmp_path, 16, ["train"]).train) == 20
     assert len(data.load(tmp_path, 16, ["test"], data.Selection(test_fraction=1)).test) == 20
+    with pytest.raises(DataError, match=r"--test-fraction 1 leaves no picture for the training\."):
+        data.load(tmp_path, 16, selection=data.Selection(test_fraction=1))
     held_out = data.load(tmp_path, 16, ["test"]).test
     assert (held_out.images == dataset.test.images).all()
