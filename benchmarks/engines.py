@@ -15,7 +15,7 @@ from app.errors import ThirtytwoError
 from app.model import weights
 from app.settings import Settings
 from benchmarks import throughput
-from benchmarks.components import BATCH_SIZES, LIMITS
+from benchmarks.components import BATCH_SIZES
 from benchmarks.images import noise
 from benchmarks.server_process import ROOT
 
@@ -35,18 +35,20 @@ HEAD = (
 def row(name: str, precision: str, threads: int, data: Path | None) -> str:
     """Images/s at each batch size, in Markdown."""
     try:
-        engine = engines.load(weights.load(Settings().weights), "cpu", threads, name, precision)
+        loaded = weights.load(Settings().weights)
+        engine = engines.load(loaded, "cpu", threads, name, precision)
     except ThirtytwoError as error:
         return f"| {name} | {precision} | {threads} |{' |' * len(BATCH_SIZES)} {error} |"
-    measured = throughput.measure(engine, noise(size=LIMITS.size), BATCH_SIZES)  # all stages of a cascade
+    size = loaded.card.input_size
+    measured = throughput.measure(engine, noise(size=size), BATCH_SIZES)  # all stages of a cascade
     rates = " | ".join(f"{rate:.0f}" for rate in measured.values())
-    return f"| {name} | {precision} | {threads} | {rates} | {f'{_accuracy(engine, data):.2%}' if data else ''} |"
+    return f"| {name} | {precision} | {threads} | {rates} | {f'{_accuracy(engine, data, size):.2%}' if data else ''} |"
 
 
-def _accuracy(engine: engines.Engine, folder: Path, batch: int = 256) -> float:
+def _accuracy(engine: engines.Engine, folder: Path, size: int, batch: int = 256) -> float:
     from training import data  # needs torch, as the rest does not
 
-    test = data.load(folder, LIMITS.size, ["test"]).test
+    test = data.load(folder, size, ["test"]).test
     images, labels = test.images.numpy(), test.labels.numpy()
     predicted = [engine(images[i : i + batch]).probabilities.argmax(1) for i in range(0, len(images), batch)]
     return float((np.concatenate(predicted) == labels).mean())

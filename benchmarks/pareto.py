@@ -50,7 +50,8 @@ def measure(file: Path, seconds: float) -> Point:
         tuple(rates[batch] for batch in BATCHES),
         results[f"{split}_accuracy"],
         (low, high),
-        results["training_s"],
+        # The seconds of a cascade are those of its networks.
+        results.get("training_s") or sum(network.results.get("training_s", 0) for network in card.networks),
     )
 
 

@@ -1,6 +1,7 @@
 """Writes the bundled network as a torch.export program, in the form that is fastest in torch, for other servers.
 
-uint8 [N, 3, 32, 32] to float32 probabilities [N, classes]; bfloat16 with folded normalisations, channels last.
+Of a cascade that is the largest network. uint8 [N, 3, 32, 32] to float32 probabilities [N, classes]; bfloat16 with
+folded normalisations, channels last.
 
     python -m benchmarks.peers.export_torch network.pt2
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from app.engines.pytorch import calibrated_softmax, load_network, pick_dtype
 from app.model import weights
 from app.settings import Settings
+from training.features import load_backbone
 
 
 class Classifier(nn.Module):
@@ -30,7 +32,7 @@ class Classifier(nn.Module):
 
 
 def main() -> None:
-    file = weights.load(Settings().weights)
+    file = load_backbone(Settings().weights)
     size = file.card.input_size
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     batch = {0: torch.export.Dim("batch", min=1, max=4096)}

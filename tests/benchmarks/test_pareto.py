@@ -27,6 +27,16 @@ def test_files_are_sorted_by_cost(tiny_weights: Path, tmp_path: Path, capsys: py
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_seconds_of_a_cascade_are_those_of_its_networks(cascade_weights: Path, tmp_path: Path) -> None:
+    loaded = weights.load(cascade_weights)
+    results = {name: value for name, value in RESULTS.items() if name != "training_s"}
+    networks = [network.model_copy(update={"results": {"training_s": 40}}) for network in loaded.card.networks]
+    card = loaded.card.model_copy(update={"results": results, "networks": networks})
+    file = tmp_path / "cascade.safetensors"
+    weights.save(file, card, *loaded[1:4], loaded.reference_stages)
+    assert pareto.measure(file, 0).training_s == 40 * len(networks)
+
+
 def test_file_without_validation_accuracy_is_rejected(tiny_weights: Path) -> None:
     with pytest.raises(SystemExit, match="has no validation accuracy on its card"):
         pareto.main([str(tiny_weights)])
