@@ -248,6 +248,7 @@ def _load_data(arguments: argparse.Namespace, networks: Sequence[Weights]) -> Da
         chosen = chosen._replace(test_fraction=fraction or 0.0, split_seed=seed or 0)
     card = networks[0].card
     dataset = data.load(arguments.data, card.input_size, data.SPLITS, chosen, unread)
+    cli.print_remarks(dataset.rejected, dataset.notes)
     if absent := [name for name in card.classes if name not in dataset.classes]:
         raise DataError(f"{arguments.data} lacks classes of the networks: {shortened(absent)}.")
     return data.with_labels_of(card.classes, dataset, arguments.data)

@@ -53,6 +53,12 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(130)  # 128 + SIGINT, as shells report it
 
 
+def print_remarks(rejected: Sequence[tuple[Path, str]], notes: Sequence[str]) -> None:
+    """Rejected files with the reason, and notes on the data, on stderr."""
+    for line in (*(f"rejected {path}: {reason}" for path, reason in rejected), *notes):
+        print(line, file=sys.stderr)
+
+
 def check_name(name: str) -> None:
     """Raises SettingsError for a name that no card can have."""
     if not re.fullmatch(NAME_PATTERN, name):

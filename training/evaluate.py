@@ -19,8 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
     loaded = weights.load(arguments.weights)
     card = loaded.card
     dataset = data.load(arguments.data, card.input_size, ["test"], selection.from_flags(arguments))
-    for path, reason in dataset.rejected:
-        print(f"rejected {path}: {reason}", file=sys.stderr)
+    cli.print_remarks(dataset.rejected, dataset.notes)
     dataset = data.with_labels_of(card.classes, dataset, arguments.data)
     predict = partial(metrics.predict, engines.load(loaded, arguments.device))
     probabilities = predict(dataset.test.images)

@@ -97,12 +97,17 @@ def test_stage_of_a_missing_file_or_stage_is_refused(
         compose(networks, folder, tmp_path / "c.safetensors", *flags)
 
 
-def test_data_of_other_classes_are_refused(tiny_weights: Path, folder: Path, tmp_path: Path) -> None:
+def test_data_of_other_classes_are_refused(
+    tiny_weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny, file = weights.load(tiny_weights), tmp_path / "tiny.safetensors"
     card = tiny.card.model_copy(update={"recipe": {"val_fraction": 0.1, "seed": 0}})
     weights.save(file, card, tiny.state, tiny.reference_images, tiny.reference_probabilities)
-    with pytest.raises(SystemExit, match="shades lacks classes of the networks: airplane, automobile"):
-        compose([file], folder, tmp_path / "c.safetensors", "--stage", "0")
+    with pytest.raises(SystemExit, match="train lacks classes of the networks: airplane, automobile"):
+        compose([file], folder / "train", tmp_path / "c.safetensors", "--stage", "0")
+    printed = capsys.readouterr().err
+    assert "dim/notes.txt: The first bytes are of none of" in printed
+    assert "pictures are held out for the test" in printed
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,11 @@ def read(path: Path) -> Listing:
     names: list[str] | None = None
     total = 0
     for file in files:
-        part = _part(file, path)
+        part, row = _part(file, path), 0
         for columns, table in _batches(file):
             names = columns.names or names
-            items = list(_items(table, columns, file, len(parts[part])))
+            items = list(_items(table, columns, file, row))
+            row += table.num_rows
             total += sum(len(item.source) for item in items if isinstance(item.source, bytes))
             if total > MAX_BYTES:
                 raise DataError(f"{path} has more than {MAX_BYTES} bytes of pictures.")
@@ -117,6 +118,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _items(batch: Any, columns: Columns, file: Path, start: int) -> Iterator[Item]:
+    """The labelled pictures of a batch, named by their row in the file, of which `start` is the first."""
     rows = zip(batch.column(columns.image).to_pylist(), batch.column(columns.label).to_pylist(), strict=True)
     for i, (image, label) in enumerate(rows, start):
         path = image.get("path") if isinstance(image, dict) else None

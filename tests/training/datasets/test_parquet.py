@@ -50,6 +50,15 @@ def test_names_of_columns_and_folders_vary(tmp_path: Path) -> None:
     assert found.classes == ["cat", "dog"]
 
 
+def test_pictures_are_named_by_their_row_in_the_file(tmp_path: Path) -> None:
+    content = table(["cat", "dog"]).to_pydict()
+    content["label"][1] = None
+    for shard in (0, 1):
+        pq.write_table(pa.table(content), tmp_path / f"train-0000{shard}-of-00002.parquet")
+    names = [item.name for item in parquet.read(tmp_path).parts["train"]]
+    assert names == [f"train-0000{shard}-of-00002.parquet[{row}]" for shard in (0, 1) for row in (0, 2, 3, 4, 5)]
+
+
 def test_arrow_files_are_read(tmp_path: Path) -> None:
     content = table(None)
     with (
