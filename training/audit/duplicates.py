@@ -6,7 +6,7 @@ person's judgement.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ BITS = 128  # 64 of each hash
 MAX_DISTANCE = 32  # of these bits
 MIN_SIMILARITY = 0.98  # cosine of the features
 CHUNK = 1024  # pictures that are compared with all others at once
+ROWS = 32  # of them, whose candidates are listed at once
+BLOCK = 16_384  # candidates whose features are compared at once: 67 MB with 512 features
 MAX_PAIRS = 200_000  # kept: frames of a video are near duplicates of each other
 
 Array = NDArray[np.float32]
@@ -53,33 +55,43 @@ def perceptual_hashes(pixels: NDArray[np.uint8]) -> Array:
     return 2 * bits - 1
 
 
-def near_pairs(hashes: Array, features: Array, skipped: Sequence[int] = ()) -> list[Pair]:
-    """Pairs within MAX_DISTANCE and above MIN_SIMILARITY, most similar first; at most MAX_PAIRS.
+def near_pairs(hashes: Array, features: Array, skipped: Sequence[int] = (), max_pairs: int = MAX_PAIRS) -> list[Pair]:
+    """Pairs within MAX_DISTANCE and above MIN_SIMILARITY, most similar first; at most `max_pairs` of them.
 
     `hashes` as from `perceptual_hashes`, `features` [N, D]; `skipped` are positions that are left out, such as pictures
     of one colour, whose hashes mean nothing. Compares all with all: 60,000 pictures are 1.8 billion pairs.
     """
-    count, bits = hashes.shape
     units = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-9)
-    valid = np.ones(count, bool)
+    valid = np.ones(len(hashes), bool)
     valid[list(skipped)] = False
     found: list[Pair] = []
+    for first, second, distances in _candidates(hashes):
+        keep = valid[first] & valid[second]
+        first, second, distances = first[keep], second[keep], distances[keep]
+        similarities = np.einsum("nd,nd->n", units[first], units[second])
+        chosen = similarities >= MIN_SIMILARITY
+        columns = first[chosen], second[chosen], distances[chosen], similarities[chosen]
+        found += map(Pair, *(column.tolist() for column in columns))
+        if len(found) > max_pairs:
+            break
+    return sorted(found, key=lambda pair: -pair.similarity)[:max_pairs]
+
+
+def _candidates(hashes: Array) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """(first, second, distance) of pairs within MAX_DISTANCE, at most BLOCK at once.
+
+    Of nearly uniform pictures all pairs are candidates: their features would not fit into memory together.
+    """
+    count, bits = hashes.shape
     for start in range(0, count, CHUNK):
         # The product of signs is bits - 2 x distance: a matrix product is the fastest way to count.
         products = hashes[start : start + CHUNK] @ hashes[start:].T
-        rows, columns = np.nonzero(products >= bits - 2 * MAX_DISTANCE)
-        first, second = rows + start, columns + start
-        keep = (second > first) & valid[first] & valid[second]
-        first, second, distances = first[keep], second[keep], (bits - products[rows[keep], columns[keep]]) / 2
-        similarities = np.einsum("nd,nd->n", units[first], units[second])
-        chosen = similarities >= MIN_SIMILARITY
-        found += map(
-            Pair,
-            first[chosen].tolist(),
-            second[chosen].tolist(),
-            distances[chosen].astype(int).tolist(),
-            similarities[chosen].tolist(),
-        )
-        if len(found) > MAX_PAIRS:
-            break
-    return sorted(found, key=lambda pair: -pair.similarity)[:MAX_PAIRS]
+        for row in range(0, len(products), ROWS):
+            rows, columns = np.nonzero(products[row : row + ROWS] >= bits - 2 * MAX_DISTANCE)
+            rows += row
+            upper = columns > rows
+            rows, columns = rows[upper], columns[upper]
+            distances = ((bits - products[rows, columns]) / 2).astype(np.int64)
+            for i in range(0, len(rows), BLOCK):
+                block = slice(i, i + BLOCK)
+                yield rows[block] + start, columns[block] + start, distances[block]

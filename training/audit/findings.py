@@ -53,6 +53,10 @@ class Findings(NamedTuple):
     def near_pairs(self) -> list[tuple[int, int]]:
         return [(pair.first, pair.second) for pair in self.near]
 
+    def near_is_cut(self) -> bool:
+        """Whether the list of near duplicates has ended at its limit, so that there may be others."""
+        return len(self.near) >= duplicates.MAX_PAIRS
+
     def conflicts(self) -> list[tuple[int, int]]:
         """Identical and near pairs under two labels."""
         pairs = [*self.identical_pairs(), *self.near_pairs()]
@@ -125,6 +129,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         },
         "near_duplicates": {
             "leaked": findings.across(findings.near_pairs()),
+            "cut": findings.near_is_cut(),
             "pairs": [
                 {
                     "pictures": [shown(p.first), shown(p.second)],

@@ -65,6 +65,8 @@ def overview(findings: Findings) -> list[str]:
     lines.append(f"{plural(len(seen.rejected), 'unreadable file')}")
     lines.append(_duplicate_line(findings, "identical", findings.identical_pairs()))
     lines.append(_duplicate_line(findings, "near-duplicate", findings.near_pairs()))
+    if findings.near_is_cut():
+        lines.append(f"the list of near duplicates was cut at {len(findings.near):,} pairs; there are probably others")
     lines.append(f"{plural(len(findings.conflicts()), 'pair')} of the same picture under two labels")
     lines.append(f"{plural(len(findings.empty), 'picture')} nearly black or of one colour")
     errors = findings.label_errors

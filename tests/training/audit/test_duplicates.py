@@ -1,5 +1,7 @@
 """Identical and near-duplicate pictures are found, and others are not."""
 
+import tracemalloc
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,6 +71,17 @@ def test_pictures_of_different_chunks_are_compared() -> None:
     hashes[count - 1] = hashes[0]
     pairs = near_pairs(hashes, np.ones((count, 2), np.float32))
     assert (0, count - 1) in {(pair.first, pair.second) for pair in pairs}
+
+
+def test_pairs_of_uniform_pictures_are_cut_in_little_memory() -> None:
+    hashes, features = np.ones((2500, 128), np.float32), np.ones((2500, 512), np.float32)
+    tracemalloc.start()
+    pairs = near_pairs(hashes, features, max_pairs=20_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) == 20_000
+    assert len({(pair.first, pair.second) for pair in pairs}) == 20_000
+    assert peak < 150e6  # features of all 3 million pairs are 13 GB
 
 
 def test_no_picture_gives_no_pair() -> None:

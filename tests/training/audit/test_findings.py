@@ -9,7 +9,8 @@ from PIL import Image
 
 from app.errors import DataError
 from training.audit import __main__ as command
-from training.audit import findings, page
+from training.audit import duplicates, findings, page
+from training.audit.duplicates import Pair
 from training.audit.findings import Findings
 from training.datasets.discovery import open_listing
 
@@ -64,6 +65,14 @@ def test_faults_are_found(found: Findings) -> None:
     assert {each["kind"] for each in content["empty"]} == {"nearly black", "one colour"}
     assert content["sizes"]["largest"] == [50, 40]
     assert content["sizes"]["different"] == 2
+
+
+def test_cut_list_of_near_duplicates_is_noted(found: Findings) -> None:
+    line = "the list of near duplicates was cut at 200,000 pairs; there are probably others"
+    assert line not in page.overview(found)
+    assert not findings.as_json(found)["near_duplicates"]["cut"]
+    cut = found._replace(near=[Pair(0, 1, 3, 0.99)] * duplicates.MAX_PAIRS)
+    assert line in page.overview(cut)
 
 
 def test_page_and_json_are_written(found: Findings, tmp_path: Path) -> None:
