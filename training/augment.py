@@ -15,14 +15,29 @@ from torch.nn import functional as F
 
 from training import jpeg
 
+PART = 1024  # images that are converted to another type at once
+
 
 def pad(images: Tensor, margin: int) -> Tensor:
     """Reflection padding by `margin` pixels per side: [N, H, W, 3] to [N, H + 2m, W + 2m, 3]."""
     if margin == 0:
         return images
-    # Reflection is not implemented for uint8; float16 represents 0..255 exactly.
-    as_float = images.permute(0, 3, 1, 2).half()  # F.pad pads the last two dimensions: [N, 3, H, W]
-    return F.pad(as_float, (margin,) * 4, "reflect").to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    count, height, width, channels = images.shape
+    padded = images.new_empty(count, height + 2 * margin, width + 2 * margin, channels)
+    # In parts: the whole set as float16 and padded would take five times the memory of the images.
+    for part, target in zip(images.split(PART), padded.split(PART), strict=True):
+        # Reflection is not implemented for uint8; float16 represents 0..255 exactly.
+        as_float = part.permute(0, 3, 1, 2).half()  # F.pad pads the last two dimensions: [N, 3, H, W]
+        target.copy_(F.pad(as_float, (margin,) * 4, "reflect").permute(0, 2, 3, 1))
+    return padded
+
+
+def mean_colour(images: Tensor) -> Tensor:
+    """The rounded mean uint8 [3] of images uint8 [N, H, W, 3], in parts for the same reason."""
+    total = torch.zeros(3, dtype=torch.int64, device=images.device)
+    for part in images.split(PART):
+        total += part.sum((0, 1, 2), dtype=torch.int64)
+    return (total.double() / (images.numel() // 3)).round().to(torch.uint8)
 
 
 def crop(padded: Tensor, index: Tensor, size: int, flipped: Tensor, generator: torch.Generator) -> Tensor:

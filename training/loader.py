@@ -56,7 +56,7 @@ class Loader:
         self._padded = augment.pad(split.images, recipe.random_crop_padding).to(device)
         self._labels = split.labels.to(device)
         # Cutout with the mean colour: after normalisation the square is 0.
-        self._mean_colour = split.images.reshape(-1, 3).float().mean(0).round().to(device, torch.uint8)
+        self._mean_colour = augment.mean_colour(split.images).to(device)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on. Images left over after the last full batch are skipped."""

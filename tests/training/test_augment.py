@@ -14,6 +14,15 @@ def pictures(count: int = 6) -> torch.Tensor:
     return torch.stack([torch.from_numpy(np.array(Image.open(EXAMPLES / f"{name}.png"))) for name in names[:count]])
 
 
+def test_many_images_are_padded_and_averaged_as_one() -> None:
+    count = 2 * augment.PART + 5
+    images = torch.randint(0, 256, (count, 5, 4, 3), dtype=torch.uint8, generator=generator())
+    padded = augment.pad(images, 2)
+    assert np.array_equal(padded, np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect"))
+    assert padded.is_contiguous()
+    assert torch.equal(augment.mean_colour(images), images.reshape(-1, 3).double().mean(0).round().to(torch.uint8))
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
