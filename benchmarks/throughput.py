@@ -6,7 +6,6 @@ Run it on an otherwise idle machine.
 """
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from app import engines
 from app.engines import Engine
-from app.engines.hardware import available_cpus
+from app.engines.hardware import available_cpus, cpu_model
 from app.errors import ThirtytwoError
 from app.model import weights
 from app.model.weights import BUNDLED
@@ -57,16 +56,6 @@ def describe(engine: Engine) -> str:
     """Engine, precision and hardware in one line."""
     hardware = f"{available_cpus()} CPUs, {cpu_model()}" if engine.device == "cpu" else engine.device
     return f"{engine.name} in {engine.precision} on {hardware}"
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model name on Linux, else Python's name of the platform."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def table(rates: Mapping[str, Mapping[int, float]]) -> str:

@@ -163,20 +163,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     selection.add_flags(parser)
     add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
     add("--name", help="name on the model card [name of --out]")
-    add("--max-loss", type=_share, default=MAX_LOSS, metavar="SHARE",
+    add("--max-loss", type=selection.share, default=MAX_LOSS, metavar="SHARE",
         help="accuracy that early exits may cost, against the last stage for every image [%(default)s]")  # fmt: skip
     add("--runs", type=Path, metavar="FILE", help="JSON list of the training runs, for the card")
     add("--device", default="auto", help="auto, cpu, cuda or mps, for calibration and results [%(default)s]")
     add("--overwrite", action="store_true", help="replace the file of --out")
     add("--no-test", action="store_true", help="do not read the test images")
     return parser.parse_args(argv)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text}")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,13 +1,12 @@
 """What made a weights file, for its card: the commit of this code and the machine."""
 
-import platform
 import subprocess
 from pathlib import Path
 
 import torch
 
 from app.engines import Engine
-from app.engines.hardware import available_cpus
+from app.engines.hardware import available_cpus, cpu_model
 
 
 def commit() -> str | None:
@@ -31,13 +30,4 @@ def machine(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The GPU's name, or the CPU's and how many of them this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model(cpuinfo)}, {available_cpus()} CPUs, torch {torch.__version__}"
-
-
-def _cpu_model(cpuinfo: Path) -> str:
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
+    return f"{cpu_model(cpuinfo)}, {available_cpus()} CPUs, torch {torch.__version__}"

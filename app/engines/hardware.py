@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import sys
 import threading
 from collections.abc import Callable
@@ -30,6 +31,16 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     except OSError:
         return frozenset()
     return next((frozenset(line.split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model name on Linux, else Python's name of the platform."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def pick_precision(flags: frozenset[str]) -> str:

@@ -22,12 +22,6 @@ def test_every_image_has_its_turn() -> None:
     assert measured[:6] == [0, 1, 2, 3, 4, 0]
 
 
-def test_cpu_model_is_read(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n")
-    assert throughput.cpu_model(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
-    assert throughput.cpu_model(tmp_path / "none")
-
-
 def test_table_of_a_weights_file_is_printed(tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     throughput.main(["--weights", str(tiny_weights), "--device", "cpu", "--seconds", "0"])
     lines = capsys.readouterr().out.splitlines()

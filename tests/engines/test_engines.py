@@ -98,6 +98,12 @@ def test_missed_references_are_rejected(tiny: Weights) -> None:
             engines.load(tiny._replace(reference_probabilities=wrong), name=name)
 
 
+def test_cpu_model_is_read(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n")
+    assert hardware.cpu_model(tmp_path / "cpuinfo") == "Some CPU @ 3 GHz"
+    assert hardware.cpu_model(tmp_path / "none")
+
+
 @pytest.mark.skipif(hardware.pick_precision(hardware.cpu_flags()) != "int8", reason="the CPU has no fast int8")
 def test_next_precision_follows_a_missed_self_check(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
     clipped = dict.fromkeys(tiny.card.activation_ranges, 0.01)

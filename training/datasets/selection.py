@@ -21,7 +21,7 @@ class Selection(NamedTuple):
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `from_flags` reads."""
     add = add_source_flags(parser).add_argument
-    add("--test-fraction", type=_share, default=TEST_FRACTION, metavar="FLOAT",
+    add("--test-fraction", type=share, default=TEST_FRACTION, metavar="FLOAT",
         help="share of each class that is held out of data without a test part, 0 to 1 [%(default)s]")  # fmt: skip
     add("--split-seed", type=_seed, default=SPLIT_SEED, metavar="INT",
         help="seed of that choice; keep it for evaluate [%(default)s]")  # fmt: skip
@@ -50,7 +50,8 @@ def _seed(text: str) -> int:
     return value
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """The value of a flag from 0 to 1; raises argparse's error for another one."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
