@@ -178,7 +178,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = _read_runs(arguments.runs) if arguments.runs else []
     networks = [weights_file.load(file) for file in arguments.networks]
     for file, network in zip(arguments.networks, networks, strict=True):
-        _check_held_out_images(file, network.card)
+        check_held_out_images(file, network.card)
     try:
         check_references(arguments.stage, len(networks))
     except ValueError as error:
@@ -219,7 +219,7 @@ def _read_runs(file: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def _check_held_out_images(file: Path, card: ModelCard) -> None:
+def check_held_out_images(file: Path, card: ModelCard) -> None:
     """Raises DataError for a file without validation images that its training has not used."""
     if card.recipe.get("finetune") == "head":
         kind = "a linear head, which is fitted to all training images"

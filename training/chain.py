@@ -135,6 +135,8 @@ def _check(run: Run) -> None:
         recipe = Recipe.model_validate(base.model_dump() | run.flags)
     except ValidationError as error:
         raise SettingsError(f"{where}: {cli.one_line(error)}") from None
+    if recipe.finetune == "head":
+        raise SettingsError(f"{where}: a linear head cannot be in a chain; its training uses the validation images.")
     if run.out.exists():
         # A card has the versions of files in place of their paths, and choices in place of `auto`. Fine-tuning also
         # chooses what no flag gives.
@@ -202,6 +204,8 @@ def run(arguments: argparse.Namespace) -> None:
     for each in runs:
         if not each.out.exists():
             train_run(each, arguments)
+        # A head of finetune auto ends the chain here, not after the networks that follow.
+        cascade.check_held_out_images(each.out, weights.load(each.out).card)
     history = run_dir / "runs.json"
     history.write_text(json.dumps(record(runs), indent=1) + "\n")
     files = {each.network: str(each.out) for each in runs}  # of the last run of each network

@@ -151,7 +151,9 @@ def _check_held_out(dataset: Dataset, recipes: Sequence[Mapping[str, Any]]) -> N
             f"--test-fraction {fraction:g} --split-seed {seed}" if fraction else "no test part held out of the data"
             for fraction, seed in (others[0], dataset.held_out)
         )
-        raise DataError(f"A network was trained with {was}, but this is {now}; the test parts must be the same.")
+        raise DataError(
+            f"A network was trained with {was}, the data are read with {now}; the test parts must be equal."
+        )
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -134,6 +134,7 @@ def test_runs_continue_each_other(recipe: Path, tmp_path: Path) -> None:
         ('"small", "large"', '"tiny", "large"', "The stage tiny names none of the networks large, small"),
         ('teacher = "large/2"', 'teacher = "small"', "small/1: the teacher small is not an earlier run"),
         ("depth = 2", "deep = 2", "large/1: deep is not a flag"),
+        ("depth = 2", 'finetune = "head"', "large/1: a linear head cannot be in a chain"),
         ("depth = 2", "depth = 0", "large/1: --depth: input should be greater than or equal to 1"),
         ("depth = 2", "depth = ", "recipe.toml: Invalid value"),
     ],

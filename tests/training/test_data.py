@@ -36,8 +36,8 @@ def test_other_test_parts_than_recorded_are_refused(folder: Path) -> None:
     recorded = data.recorded_split(dataset, {**recipe, "test_fraction": 0.2, "split_seed": 0})[1]
     assert torch.equal(recorded.images, val.images)
     for was, line in (
-        ((0.0, 0), "trained with no test part held out of the data, but this is --test-fraction 0.2 --split-seed 0"),
-        ((0.2, 1), "trained with --test-fraction 0.2 --split-seed 1, but this is --test-fraction 0.2 --split-seed 0"),
+        ((0.0, 0), "trained with no test part held out of the data, the data are read with --test-fraction 0.2"),
+        ((0.2, 1), "trained with --test-fraction 0.2 --split-seed 1, the data are read with --test-fraction 0.2"),
     ):
         with pytest.raises(DataError, match=line):
             data.recorded_split(dataset, recipe, {**recipe, **dict(zip(data.HELD_OUT, was, strict=True))})
