@@ -134,7 +134,7 @@ def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split
 
 
 def val_mask(split: Split, val_fraction: float, seed: int) -> Tensor:
-    """Mask bool [N] of the validation images: a share of each class, and at least one image.
+    """Mask bool [N] of the validation images: a share of each class, but neither none nor all of its images.
 
     Raises DataError for a class of one image.
     """
@@ -145,7 +145,8 @@ def val_mask(split: Split, val_fraction: float, seed: int) -> Tensor:
         members = order[split.labels[order] == label]
         if len(members) < 2:
             raise DataError("Every class needs two training images: one of them is for validation.")
-        mask[members[: max(1, round(val_fraction * len(members)))]] = True
+        held_out = max(1, round(val_fraction * len(members)))
+        mask[members[: min(held_out, len(members) - 1)]] = True
     return mask
 
 

@@ -37,14 +37,18 @@ class Loader:
         world_size: int = 1,
         teacher: Teacher | None = None,
         device: torch.device = CPU,
+        classes: int = 0,
     ) -> None:
-        """Images and labels are kept, augmented and yielded on the device."""
+        """Images and labels are kept, augmented and yielded on the device.
+
+        `classes` is the number of the network's classes, of which the last ones may have no images.
+        """
         self.split = split
         self.teacher = teacher
         self.recipe = recipe
         self.rank = rank
         # Weighted by these, every class has the same share in the loss; the mean weight of an image is 1.
-        counts = torch.bincount(split.labels)
+        counts = torch.bincount(split.labels, minlength=classes)
         self.class_weights = len(split) / (counts.count_nonzero() * counts.clamp_min(1))  # float32 [classes]
         # Every process has the same number of images, as averaged gradients assume.
         self.local_batch_size = max(1, min(recipe.batch_size, len(split)) // world_size)

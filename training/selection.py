@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from app.engines.pytorch import load_network
+from app.errors import DataError
 from app.model.networks import ConvNet
 from app.model.weights import BUNDLED, Weights
-from training import features, linear_head
+from training import data, features, linear_head
 from training.data import Split
 from training.linear_head import LinearHead
 from training.recipe import DistillationFields, OptimizerFields, Recipe, ScheduleFields
@@ -62,8 +64,23 @@ class Plan(NamedTuple):
     trial: bool = False
 
 
-def choose(recipe: Recipe, given: Collection[str], train: Split, world_size: int = 1) -> Plan:
-    """Completes the recipe; the fields in `given` stay. Raises WeightsError for --initial-weights of another kind."""
+def val_mask(recipe: Recipe, given: Collection[str], train: Split) -> Tensor:
+    """Mask bool [N] of the validation images, with the share that `choose` gives the recipe.
+
+    It comes before every choice: no choice may need images that validate it. Raises DataError for a class of one image.
+    """
+    is_chosen = recipe.arch == "convnet" and recipe.finetune != "none" and "val_fraction" not in given
+    fraction = _val_fraction(len(train)) if is_chosen and len(train) < LARGE else recipe.val_fraction
+    return data.val_mask(train, fraction, recipe.seed)
+
+
+def choose(
+    recipe: Recipe, given: Collection[str], train: Split, classes: int, mask: Tensor, world_size: int = 1
+) -> Plan:
+    """Completes the recipe; the fields in `given` stay. `mask` bool [N] selects the validation images.
+
+    Raises DataError for a class of one image, or WeightsError for --initial-weights of another kind.
+    """
     balance = _class_balance(recipe, train)
     recipe = recipe.model_copy(update={"class_balance": balance.value})
     choices = [balance] if "class_balance" not in given else []
@@ -75,7 +92,7 @@ def choose(recipe: Recipe, given: Collection[str], train: Split, world_size: int
         finetune = Choice("finetune", "none", "" if backbone is None else reason)
     else:
         several = world_size > 1 or recipe.epochs == 0
-        head = None if several else fit_head(recipe, given, train, backbone)
+        head = None if several else fit_head(recipe, given, train, classes, mask, backbone)
         finetune = _finetune(recipe, given, len(train), head, backbone)
     choices += [finetune] if recipe.finetune == "auto" else []
     chosen: dict[str, Any] = {"finetune": finetune.value}
@@ -92,21 +109,44 @@ def choose(recipe: Recipe, given: Collection[str], train: Split, world_size: int
     return Plan(Recipe.model_validate(recipe.model_dump() | chosen), choices, backbone, head, trial)
 
 
-def fit_head(recipe: Recipe, given: Collection[str], train: Split, backbone: Weights) -> LinearHead:
+def fit_head(
+    recipe: Recipe, given: Collection[str], train: Split, classes: int, mask: Tensor, backbone: Weights
+) -> LinearHead:
     """A head on the backbone's features, of a sample of the images where a head is not a candidate."""
+    _check_counts(train.labels)
     if recipe.finetune != "head" and len(train) > PLENTY:
-        train = train.sample(SAMPLE, recipe.seed)
+        train = train.select(sample(train.labels, mask, SAMPLE, recipe.seed))
     network = load_network(backbone)
     assert isinstance(network, ConvNet)
     return linear_head.fit(
         features.extract_views(network, train.images),
         train.labels.numpy(),
-        classes=int(train.labels.max()) + 1,
+        classes=classes,
         balanced=recipe.class_balance == "weights",
         hflip=recipe.hflip if "hflip" in given else None,
         inverse_penalty=recipe.head_c,
         seed=recipe.seed,
     )
+
+
+def sample(labels: Tensor, mask: Tensor, count: int, seed: int) -> Tensor:
+    """Random positions int64 [count], or more where two images of every class need more; those of `mask` come last."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.cat([order[~mask[order]], order[mask[order]]])
+    is_first = torch.zeros(len(labels), dtype=torch.bool)  # cross-validation needs two images of every class
+    for label in labels.unique():
+        is_first[order[labels[order] == label][:2]] = True
+    firsts, others = order[is_first[order]], order[~is_first[order]]
+    return torch.cat([firsts, others[: max(0, count - len(firsts))]])
+
+
+def _check_counts(labels: Tensor) -> None:
+    """Raises DataError for labels that no cross-validation can divide."""
+    counts = torch.bincount(labels)
+    if (counts == 1).any():
+        raise DataError("Every class needs two training images: a head is cross-validated.")
+    if (counts > 0).sum() < 2:
+        raise DataError("The training images are of one class; a head needs two.")
 
 
 def _initial_file(recipe: Recipe) -> Path:
@@ -167,11 +207,10 @@ def _schedule(finetune: str, images: int) -> list[Choice]:
         batch_size = 2 ** int(np.clip(round(np.log2(images / 8)), 5, 9))
         total, least, most = (6_000, 8, 30) if finetune == "all" else (24_000, 24, 100)
         epochs = float(np.clip(round(total / images), least, most))
-        fraction = 0.2 if images < 2000 else 0.1
         choices += [
             Choice("batch_size", batch_size, f"{images} images"),
             Choice("epochs", epochs, f"{images} images"),
-            Choice("val_fraction", fraction, f"{images} images"),
+            Choice("val_fraction", _val_fraction(images), f"{images} images"),
         ]
     if finetune == "all":
         choices += [
@@ -181,3 +220,7 @@ def _schedule(finetune: str, images: int) -> list[Choice]:
             Choice("cutout", 0, "fine-tuning is short"),
         ]
     return choices
+
+
+def _val_fraction(images: int) -> float:
+    return 0.2 if images < 2000 else 0.1

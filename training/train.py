@@ -51,34 +51,36 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     if context.is_main and not (resumed or arguments.overwrite):
         outputs.refuse_used_names(arguments.out, run_dir)
     with outputs.new_folders(run_dir, arguments.out.parent):  # an unwritable folder should fail now, not after training
-        dataset, val_mask = data.with_validation(_load_data(arguments, recipe.image_size, context))
+        dataset, own_mask = data.with_validation(_load_data(arguments, recipe.image_size, context))
+        settled = Recipe.model_fields if resumed else cli.given(arguments)
+        mask = selection.val_mask(recipe, settled, dataset.train) if own_mask is None else own_mask
         if resumed:
             checkpoint.check_fingerprint(resumed, data.fingerprint(dataset))
             plan = Plan(recipe, [])
         else:
-            plan = selection.choose(recipe, cli.given(arguments), dataset.train, context.world_size)
+            classes = len(dataset.classes)
+            plan = selection.choose(recipe, settled, dataset.train, classes, mask, context.world_size)
             if context.is_main:
                 print(*plan.choices, sep="\n")
         output = outputs.Output(name, arguments.out, run_dir, no_test=not len(dataset.test))
         if plan.recipe.finetune == "head" and plan.head is not None:
             outputs.write_head(output, dataset, plan, str(device))
         else:
-            _train_network(arguments, output, dataset, val_mask, plan, resumed, context.device(device), context)
+            _train_network(arguments, output, dataset, mask, plan, resumed, context.device(device), context)
 
 
 def _train_network(
     arguments: argparse.Namespace,
     output: outputs.Output,
     dataset: Dataset,
-    val_mask: Tensor | None,
+    mask: Tensor,
     plan: Plan,
     resumed: checkpoint.State | None,
     device: torch.device,
     context: DistributedContext,
 ) -> None:
-    """Network, teacher, training and export, in this order; `val_mask` selects the data's own validation part."""
+    """Network, teacher, training and export, in this order; `mask` bool [N] selects the validation images."""
     recipe = plan.recipe
-    mask = data.val_mask(dataset.train, recipe.val_fraction, recipe.seed) if val_mask is None else val_mask
     train, val = dataset.train.select(~mask), dataset.train.select(mask)
     network = build_network(recipe, train, len(dataset.classes))
     # The card records the versions of other files, since paths mean nothing on another machine.
@@ -92,7 +94,7 @@ def _train_network(
     card = export.build_card(output.name, dataset, recorded, network)
     # On a GPU the images stay in its memory and are augmented there.
     data_device = device if device.type == "cuda" else torch.device("cpu")
-    loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device)
+    loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device, len(dataset.classes))
     trainer = Trainer(network, recipe, loader, device, context, "inductor" if arguments.compile else "")
     trainer.fingerprint = data.fingerprint(dataset)
     if resumed:

@@ -1,11 +1,13 @@
 """What `auto` chooses for a data set, and the weights file of a head."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from app.errors import DataError
 from app.model import weights
 from app.model.weights import BUNDLED
 from app.settings import Settings
@@ -14,16 +16,28 @@ from tests.support.training import shades
 from training import finetune, selection, train
 from training.data import Split
 from training.recipe import Recipe
-from training.selection import Choice
+from training.selection import Choice, Plan
+
+
+def chosen(recipe: Recipe, given: Sequence[str], split: Split, processes: int = 1) -> Plan:
+    mask = selection.val_mask(recipe, given, split)
+    return selection.choose(recipe, given, split, int(split.labels.max()) + 1, mask, processes)
+
+
+def noise(labels: list[int]) -> Split:
+    images = torch.randint(
+        0, 256, (len(labels), 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return Split(images, torch.tensor(labels))
 
 
 def choose(split: Split, *given: str, recipe: Recipe | None = None, processes: int = 1) -> dict[str, object]:
-    plan = selection.choose(recipe or Recipe(), given, split, processes)
+    plan = chosen(recipe or Recipe(), given, split, processes)
     return {choice.field: choice.value for choice in plan.choices} | {"recipe": plan.recipe}
 
 
 def test_few_similar_images_get_a_head(tiny_weights: Path) -> None:
-    plan = selection.choose(Recipe(initial_weights=str(tiny_weights)), (), shades(60, 32))
+    plan = chosen(Recipe(initial_weights=str(tiny_weights)), (), shades(60, 32))
     assert plan.recipe.finetune == "head"
     assert plan.head is not None
     assert [choice.field for choice in plan.choices] == ["class_balance", "finetune", "hflip", "head_c"]
@@ -39,13 +53,13 @@ def test_few_similar_images_get_a_head(tiny_weights: Path) -> None:
     ],
 )
 def test_network_flags_train_from_nothing(given: list[str], values: dict[str, object], reason: str) -> None:
-    plan = selection.choose(Recipe.model_validate(values), given, shades(60))
+    plan = chosen(Recipe.model_validate(values), given, shades(60))
     assert (plan.recipe.finetune, plan.recipe.initial_weights, plan.head) == ("none", "", None)
     assert next(choice.reason for choice in plan.choices if choice.field == "finetune") == reason
 
 
 def test_explicit_none_keeps_every_default() -> None:
-    plan = selection.choose(Recipe(finetune="none"), ["finetune"], shades(60))
+    plan = chosen(Recipe(finetune="none"), ["finetune"], shades(60))
     assert plan.recipe == Recipe(finetune="none", class_balance="none")
 
 
@@ -55,24 +69,22 @@ def test_several_processes_do_not_fit_a_head() -> None:
 
 def test_given_values_are_kept(tiny_weights: Path) -> None:
     recipe = Recipe(initial_weights=str(tiny_weights), epochs=3, muon_lr=0.5)
-    found = selection.choose(recipe, ["epochs", "muon_lr", "initial_weights"], shades(60, 32)).recipe
+    found = chosen(recipe, ["epochs", "muon_lr", "initial_weights"], shades(60, 32)).recipe
     assert (found.finetune, found.epochs, found.muon_lr, found.batch_size) == ("all", 3, 0.5, 32)
     assert found.widths == (8, 8, 8)
-    assert not selection.choose(recipe, ["epochs", "initial_weights"], shades(60, 32)).trial
+    assert not chosen(recipe, ["epochs", "initial_weights"], shades(60, 32)).trial
 
 
 def test_features_that_do_not_separate_lead_to_a_trial(tiny_weights: Path) -> None:
-    images = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    plan = selection.choose(Recipe(initial_weights=str(tiny_weights)), (), Split(images, torch.arange(60) % 3))
+    plan = chosen(Recipe(initial_weights=str(tiny_weights)), (), noise([0, 1, 2] * 20))
     assert (plan.recipe.finetune, plan.trial, plan.recipe.batch_size, plan.recipe.cutout) == ("all", True, 32, 0)
     assert plan.head is not None
     assert "--muon-lr 0.02: fine-tuning: a seventh of the default" in map(str, plan.choices)
 
 
 def test_network_wins_by_more_than_a_standard_error(tiny_weights: Path) -> None:
-    images = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    split = Split(images, torch.arange(60) % 3)
-    head = selection.choose(Recipe(initial_weights=str(tiny_weights)), (), split).head
+    split = noise([0, 1, 2] * 20)
+    head = chosen(Recipe(initial_weights=str(tiny_weights)), (), split).head
     assert head is not None
     mask = torch.arange(60) < 20
     val = split.select(mask)
@@ -81,6 +93,32 @@ def test_network_wins_by_more_than_a_standard_error(tiny_weights: Path) -> None:
     assert better
     assert reason.startswith("validation accuracy 100.0% against ")
     assert not finetune.wins(torch.from_numpy(head.log_probabilities())[mask], val, head, mask)[0]
+
+
+def test_class_of_one_image_is_one_line(tiny_weights: Path) -> None:
+    recipe = Recipe(initial_weights=str(tiny_weights))
+    with pytest.raises(DataError, match="needs two training images: one of them is for validation"):
+        chosen(recipe, (), noise([0, 0, 1, 1, 2]))
+    with pytest.raises(DataError, match="needs two training images: a head is cross-validated"):
+        selection.choose(recipe, (), noise([0, 0, 1, 1, 2]), 3, torch.zeros(5, dtype=torch.bool))
+
+
+def test_sample_has_two_images_of_every_class() -> None:
+    labels = torch.zeros(4000, dtype=torch.int64)
+    labels[-6:] = torch.tensor([1, 1, 2, 2, 2, 3])
+    mask = torch.arange(4000) % 4 == 0
+    positions = selection.sample(labels, mask, 500, seed=0)
+    assert len(positions) == len(positions.unique()) == 500
+    assert labels[positions].bincount()[1:].tolist() == [2, 2, 1]
+    assert mask[positions].sum() <= 2  # a validation image only where a class has fewer others
+    assert len(selection.sample(labels, mask, 3, seed=0)) == 7
+
+
+def test_head_has_a_row_for_a_class_without_images(tiny_weights: Path) -> None:
+    recipe, split = Recipe(initial_weights=str(tiny_weights)), shades(60, 32)
+    plan = selection.choose(recipe, (), split, 5, selection.val_mask(recipe, (), split))
+    assert plan.head is not None
+    assert plan.head.weight.shape == (5, 8)
 
 
 @pytest.mark.parametrize(("counts", "balance"), [([50, 10], "none"), ([51, 10], "weights")])
