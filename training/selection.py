@@ -16,7 +16,7 @@ from app.engines.pytorch import load_network
 from app.errors import DataError
 from app.model.networks import ConvNet
 from app.model.weights import BUNDLED, Weights
-from training import data, features, linear_head
+from training import cli, data, features, linear_head
 from training.data import Split
 from training.linear_head import LinearHead
 from training.recipe import DistillationFields, OptimizerFields, Recipe, ScheduleFields
@@ -106,7 +106,7 @@ def choose(
     chosen |= {each.field: each.value for each in choices}
     trial = (recipe.finetune, finetune.value) == ("auto", "all") and not SCHEDULE_FLAGS & set(given)
     trial = trial and head is not None and len(train) <= PLENTY
-    return Plan(Recipe.model_validate(recipe.model_dump() | chosen), choices, backbone, head, trial)
+    return Plan(cli.validated(recipe.model_dump() | chosen), choices, backbone, head, trial)
 
 
 def fit_head(

@@ -60,6 +60,13 @@ def test_resumed_run_keeps_its_immutable_fields() -> None:
         recipe("--widths", "8,16", "--seed", "3", resumed_from=checkpointed)
 
 
+def test_auto_keeps_the_choice_of_a_resumed_run() -> None:
+    checkpointed = Recipe(finetune="all", initial_weights="x", class_balance="weights")
+    assert recipe("--class-balance", "auto", "--finetune", "auto", resumed_from=checkpointed) == checkpointed
+    changed = recipe("--class-balance", "none", resumed_from=checkpointed)
+    assert (changed.class_balance, changed.finetune) == ("none", "all")
+
+
 def test_help_shows_defaults_choices_and_bounds() -> None:
     parser = cli.Parser(formatter_class=lambda prog: argparse.HelpFormatter(prog, width=300))
     cli.add_flags(parser)
