@@ -187,7 +187,8 @@ def _finetune(
         return Choice("finetune", "head" if score >= GOOD else "all", fact)
     classes = head.weight.shape[0]
     similar = score >= (1 + 1 / classes) / 2
-    return Choice("finetune", "all" if similar else "none", f"{images} images; {fact}")
+    start_is_given = bool(recipe.initial_weights)  # which training from nothing would not use
+    return Choice("finetune", "all" if similar or start_is_given else "none", f"{images} images; {fact}")
 
 
 def _from_head(head: LinearHead | None, finetune: str) -> list[Choice]:

@@ -82,6 +82,12 @@ def test_features_that_do_not_separate_lead_to_a_trial(tiny_weights: Path) -> No
     assert "--muon-lr 0.02: fine-tuning: a seventh of the default" in map(str, plan.choices)
 
 
+def test_given_start_is_used_where_its_features_do_not_separate(tiny_weights: Path) -> None:
+    images = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8).expand(3001, -1, -1, -1)
+    plan = chosen(Recipe(initial_weights=str(tiny_weights)), (), Split(images, torch.arange(3001) % 3))
+    assert (plan.recipe.finetune, plan.recipe.initial_weights) == ("all", str(tiny_weights))
+
+
 def test_network_wins_by_more_than_a_standard_error(tiny_weights: Path) -> None:
     split = noise([0, 1, 2] * 20)
     head = chosen(Recipe(initial_weights=str(tiny_weights)), (), split).head
