@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.engines.pytorch import load_network
-from app.errors import DataError
+from app.errors import DataError, SettingsError
 from app.model.networks import ConvNet
 from app.model.weights import BUNDLED, Weights
 from training import cli, data, features, linear_head
@@ -64,6 +64,22 @@ class Plan(NamedTuple):
     trial: bool = False
 
 
+def prepared(recipe: Recipe, given: Collection[str]) -> Recipe:
+    """The recipe with the image size of --initial-weights where --image-size is not given; before the data are read.
+
+    Raises SettingsError for a head and another size, or WeightsError.
+    """
+    if recipe.arch != "convnet" or not (recipe.initial_weights or recipe.finetune == "head"):
+        return recipe
+    file = _initial_file(recipe)
+    size = features.load_backbone(file).card.input_size
+    if "image_size" not in given:
+        recipe = cli.validated(recipe.model_dump() | {"image_size": size})
+    if recipe.finetune == "head" and recipe.image_size != size:
+        raise SettingsError(f"--finetune head needs --image-size {size}, the size of {file}.")
+    return recipe
+
+
 def val_mask(recipe: Recipe, given: Collection[str], train: Split) -> Tensor:
     """Mask bool [N] of the validation images, with the share that `choose` gives the recipe.
 
@@ -91,8 +107,10 @@ def choose(
     if backbone is None or (reason := _reason_for_none(recipe, given, backbone, world_size)):
         finetune = Choice("finetune", "none", "" if backbone is None else reason)
     else:
-        several = world_size > 1 or recipe.epochs == 0
-        head = None if several else fit_head(recipe, given, train, classes, mask, backbone)
+        # A head is for the size of the network that has its features; all layers learn another size.
+        is_other_size = recipe.finetune == "auto" and recipe.image_size != backbone.card.input_size
+        without = world_size > 1 or recipe.epochs == 0 or is_other_size
+        head = None if without else fit_head(recipe, given, train, classes, mask, backbone)
         finetune = _finetune(recipe, given, len(train), head, backbone)
     choices += [finetune] if recipe.finetune == "auto" else []
     chosen: dict[str, Any] = {"finetune": finetune.value}

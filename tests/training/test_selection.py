@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.errors import DataError
+from app.errors import DataError, SettingsError
 from app.model import weights
 from app.model.weights import BUNDLED
 from app.settings import Settings
-from tests.conftest import serving
+from tests.conftest import serving, untrained, write
 from tests.support.training import shades
 from training import finetune, selection, train
 from training.data import Split
@@ -86,6 +86,20 @@ def test_given_start_is_used_where_its_features_do_not_separate(tiny_weights: Pa
     images = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8).expand(3001, -1, -1, -1)
     plan = chosen(Recipe(initial_weights=str(tiny_weights)), (), Split(images, torch.arange(3001) % 3))
     assert (plan.recipe.finetune, plan.recipe.initial_weights) == ("all", str(tiny_weights))
+
+
+def test_image_size_is_that_of_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "large.safetensors"
+    write(file, untrained("large", 8, input_size=48))
+    recipe = Recipe(initial_weights=str(file), finetune="head")
+    assert selection.prepared(recipe, ()).image_size == 48
+    with pytest.raises(SettingsError, match=rf"^--finetune head needs --image-size 48, the size of {file}\.$"):
+        selection.prepared(recipe, ["image_size"])
+    with pytest.raises(SettingsError, match="--finetune head needs --image-size 32, the size of "):
+        selection.prepared(Recipe(finetune="head", image_size=64), ["image_size"])
+    assert selection.prepared(Recipe(image_size=64), ["image_size"]).image_size == 64
+    plan = chosen(Recipe(initial_weights=str(file)), ["image_size"], shades(60, 32))
+    assert (plan.recipe.finetune, plan.head, plan.trial) == ("all", None, False)
 
 
 def test_network_wins_by_more_than_a_standard_error(tiny_weights: Path) -> None:
