@@ -90,7 +90,9 @@ def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None
     # Flags that are not given keep the value of the checkpoint, not the default.
     base = resumed_from or DEFAULT_RECIPES[flags.get("arch", "convnet")]
     recipe = validated(base.model_dump() | flags)
-    changed = [name for name in IMMUTABLE_FIELDS if getattr(recipe, name) != getattr(base, name)]
+    # A checkpoint of 0.1 has no choice of fine-tuning.
+    fixed = (*IMMUTABLE_FIELDS, "finetune") if base.finetune != "auto" else IMMUTABLE_FIELDS
+    changed = [name for name in fixed if getattr(recipe, name) != getattr(base, name)]
     if resumed_from and changed:
         raise SettingsError(f"--resume cannot change {', '.join(map(_flag, changed))}.")
     return recipe

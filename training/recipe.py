@@ -162,6 +162,7 @@ class Recipe(NetworkFields, ScheduleFields, OptimizerFields, DistillationFields,
         for valid, rule in (
             (self.arch != "lenet" or self.image_size == 32, "--arch lenet needs --image-size 32"),
             (self.epochs > 0 or bool(self.initial_weights), "--epochs 0 needs --initial-weights"),
+            (self.epochs > 0 or self.finetune != "head", "--finetune head excludes --epochs 0"),
             (self.arch == "convnet" or self.finetune in ("auto", "none"), "--finetune needs --arch convnet"),
             (self.finetune != "none" or not self.initial_weights, "--finetune none excludes --initial-weights"),
             (self.cutout <= self.image_size, "--cutout is at most --image-size"),

@@ -64,11 +64,13 @@ class Plan(NamedTuple):
     trial: bool = False
 
 
-def prepared(recipe: Recipe, given: Collection[str]) -> Recipe:
+def prepared(recipe: Recipe, given: Collection[str], world_size: int = 1) -> Recipe:
     """The recipe with the image size of --initial-weights where --image-size is not given; before the data are read.
 
-    Raises SettingsError for a head and another size, or WeightsError.
+    Raises SettingsError for a head and several processes or another size, or WeightsError.
     """
+    if recipe.finetune == "head" and world_size > 1:
+        raise SettingsError("--finetune head needs one process; torchrun is for --finetune all and none.")
     if recipe.arch != "convnet" or not (recipe.initial_weights or recipe.finetune == "head"):
         return recipe
     file = _initial_file(recipe)
@@ -107,6 +109,8 @@ def choose(
     if backbone is None or (reason := _reason_for_none(recipe, given, backbone, world_size)):
         finetune = Choice("finetune", "none", "" if backbone is None else reason)
     else:
+        if recipe.epochs == recipe.max_steps == 0 and classes != len(backbone.card.classes):
+            raise DataError(f"--epochs 0 keeps the head of {len(backbone.card.classes)} classes; the data have {classes}.")
         # A head is for the size of the network that has its features; all layers learn another size.
         is_other_size = recipe.finetune == "auto" and recipe.image_size != backbone.card.input_size
         without = world_size > 1 or recipe.epochs == 0 or is_other_size

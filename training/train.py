@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     recipe = cli.from_flags(arguments, Recipe.model_validate(resumed["recipe"]) if resumed else None)
     _check_names(name, recipe)
     if not resumed:
-        recipe = selection.prepared(recipe, cli.given(arguments))
+        recipe = selection.prepared(recipe, cli.given(arguments), context.world_size)
     if context.is_main and not (resumed or arguments.overwrite):
         outputs.refuse_used_names(arguments.out, run_dir)
     with outputs.new_folders(run_dir, arguments.out.parent):  # an unwritable folder should fail now, not after training

@@ -40,6 +40,7 @@ def test_each_architecture_has_its_recipe() -> None:
         (["--random-crop-padding", "32"], "--random-crop-padding is below --image-size."),
         (["--arch", "lenet", "--image-size", "48"], "--arch lenet needs --image-size 32."),
         (["--epochs", "0"], "--epochs 0 needs --initial-weights."),
+        (["--epochs", "0", "--initial-weights", "x", "--finetune", "head"], "--finetune head excludes --epochs 0."),
         (["--freeze-bn"], "--freeze-bn needs --initial-weights."),
         (["--online-teacher"], "--online-teacher needs --teacher."),
         (["--mixup", "0.5"], "--mixup needs --online-teacher."),
@@ -65,6 +66,8 @@ def test_auto_keeps_the_choice_of_a_resumed_run() -> None:
     assert recipe("--class-balance", "auto", "--finetune", "auto", resumed_from=checkpointed) == checkpointed
     changed = recipe("--class-balance", "none", resumed_from=checkpointed)
     assert (changed.class_balance, changed.finetune) == ("none", "all")
+    with pytest.raises(SettingsError, match=r"^--resume cannot change --finetune\.$"):
+        recipe("--finetune", "head", resumed_from=checkpointed)
 
 
 def test_help_shows_defaults_choices_and_bounds() -> None:

@@ -67,6 +67,16 @@ def test_several_processes_do_not_fit_a_head() -> None:
     assert choose(shades(60), processes=2)["finetune"] == "none"
 
 
+def test_head_needs_one_process() -> None:
+    with pytest.raises(SettingsError, match="--finetune head needs one process"):
+        selection.prepared(Recipe(finetune="head"), ["finetune"], 2)
+
+
+def test_zero_epochs_need_as_many_classes_as_the_head(tiny_weights: Path) -> None:
+    with pytest.raises(DataError, match="--epochs 0 keeps the head of 10 classes; the data have 3"):
+        chosen(Recipe(initial_weights=str(tiny_weights), epochs=0), ["epochs"], shades(60, 32))
+
+
 def test_given_values_are_kept(tiny_weights: Path) -> None:
     recipe = Recipe(initial_weights=str(tiny_weights), epochs=3, muon_lr=0.5)
     found = chosen(recipe, ["epochs", "muon_lr", "initial_weights"], shades(60, 32)).recipe
