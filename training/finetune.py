@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from app import engines
 from app.engines.pytorch import load_network
 from app.model.card import ModelCard, Stage
+from app.model.networks import ConvNet
 from app.model.weights import Weights, cascade_state
 from training import calibration, metrics
 from training.baseline import with_histograms
@@ -16,6 +17,7 @@ from training.cascade import reference_outputs
 from training.data import Dataset, Split
 from training.exits import choose_thresholds, probabilities_of, reaching
 from training.export import RANGE_IMAGES, reference_images, split_results
+from training.features import network_features
 from training.linear_head import LinearHead
 from training.ood import with_ood
 from training.recipe import Recipe
@@ -33,7 +35,10 @@ def compose(
     train: Split,
     device: str = "auto",
 ) -> Weights:
-    """The calibrated weights, without test results. Calibration is fitted to out-of-fold predictions."""
+    """The calibrated weights, without test results. Calibration is fitted to out-of-fold predictions.
+
+    `train` has the images of the head.
+    """
     network = _network(name, dataset, recipe, backbone, head, train)
     weights = torch.from_numpy(_image_weights(head))
     labels = torch.from_numpy(head.labels)
@@ -60,19 +65,27 @@ def _out_of_fold(head: LinearHead, temperatures: list[float]) -> torch.Tensor:
     return torch.from_numpy(head.log_probabilities() / np.float32(temperature)).softmax(1)
 
 
-def evaluate(weights: Weights, test: Split, device: str = "auto") -> tuple[Weights, torch.Tensor]:
-    """The weights with test results on the card, and probabilities float32 [N, classes] of the engine that serves."""
-    probabilities = metrics.predict(engines.load(weights, device), test.images)
-    results = weights.card.results | split_results("test", probabilities, test.labels)
-    accuracy = round(metrics.accuracy(probabilities, test.labels), 6)
-    card = weights.card.model_copy(update={"results": results, "test_accuracy": accuracy})
-    return weights._replace(card=card), probabilities
+def evaluate(weights: Weights, name: str, split: Split, device: str = "auto") -> tuple[Weights, torch.Tensor]:
+    """The weights with results of the split `val` or `test` on the card, and probabilities float32 [N, classes].
+
+    They are of the engine that serves.
+    """
+    probabilities = metrics.predict(engines.load(weights, device), split.images)
+    changes: dict[str, Any] = {"results": weights.card.results | split_results(name, probabilities, split.labels)}
+    if name == "test":
+        changes["test_accuracy"] = round(metrics.accuracy(probabilities, split.labels), 6)
+    return weights._replace(card=weights.card.model_copy(update=changes)), probabilities
 
 
 def _image_weights(head: LinearHead) -> NDArray[np.float32]:
     """Weights [N] of the images in the likelihood that the temperature maximises, as in the head's fit."""
-    counts = np.bincount(head.labels)
-    weights = len(head.labels) / (np.count_nonzero(counts) * counts[head.labels])
+    return _class_weights(head)[head.labels]
+
+
+def _class_weights(head: LinearHead) -> NDArray[np.float32]:
+    """Weight [classes] of an image of each class, as in the head's fit."""
+    counts = np.bincount(head.labels, minlength=len(head.weight))
+    weights = len(head.labels) / (np.count_nonzero(counts) * counts.clip(min=1))
     return (weights if head.balanced else np.ones_like(weights)).astype(np.float32)
 
 
@@ -146,14 +159,23 @@ def _with_flip(
     return with_histograms(weights, train, np.where(reached[1][:, None], mean, single))
 
 
-def wins(probabilities: torch.Tensor, val: Split, head: LinearHead, mask: torch.Tensor) -> tuple[bool, str]:
+def start_logits(backbone: Weights, head: LinearHead, images: torch.Tensor) -> torch.Tensor:
+    """Logits float32 [N, classes] of the head that was fitted without the validation images, as it is served."""
+    network = load_network(backbone)
+    assert isinstance(network, ConvNet)
+    views = (images, images.flip(2)) if head.hflip else (images,)
+    features = np.mean([network_features(network, view) for view in views], axis=0)
+    return torch.from_numpy(features @ head.start_weight.T)
+
+
+def wins(logits: torch.Tensor, head_logits: torch.Tensor, val: Split, head: LinearHead) -> tuple[bool, str]:
     """Whether a fine-tuned network's accuracy on `val` exceeds the head's by more than a standard error, and why.
 
-    `probabilities` float32 [V, classes] are of the network; `mask` bool [N] selects the same images of the head.
+    `logits` float32 [V, classes] are of the network, `head_logits` of `start_logits`: both were fitted to the same
+    images. Classes have the weights of the head's fit.
     """
-    own = (probabilities.argmax(1) == val.labels).double()
-    other = torch.from_numpy(head.log_probabilities()[mask.numpy()].argmax(1) == head.labels[mask.numpy()]).double()
-    weights = torch.from_numpy(_image_weights(head)[mask.numpy()]).double()
+    own, other = ((scores.argmax(1) == val.labels).double() for scores in (logits, head_logits))
+    weights = torch.from_numpy(_class_weights(head)).double()[val.labels]
     difference = (own - other) * weights / weights.mean()
     error = float(difference.std(correction=0)) / len(val) ** 0.5
     means = [float((each * weights).sum() / weights.sum()) for each in (own, other)]

@@ -13,7 +13,7 @@ from app.model.weights import save
 from training import finetune, metrics, report
 from training.data import Dataset, Split
 from training.history import Epoch
-from training.selection import Plan
+from training.selection import Plan, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +51,24 @@ def new_folders(*folders: Path) -> Iterator[None]:
         raise
 
 
-def write_head(output: Output, dataset: Dataset, plan: Plan, device: str = "auto") -> None:
-    """The weights file of a linear head and its report, on cross-validated predictions without test images."""
+def write_head(output: Output, dataset: Dataset, plan: Plan, held_out: Validation, device: str = "auto") -> None:
+    """The weights file of a linear head and its report.
+
+    Without test images that is on the data's own validation images, or else on cross-validated predictions.
+    """
     assert plan.head is not None
     assert plan.backbone is not None
     start = f"{plan.backbone.card.name} {plan.backbone.version}"
     recorded = plan.recipe.model_copy(update={"initial_weights": start, "hflip": plan.head.hflip})
-    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, dataset.train, device)
-    if output.no_test:
-        name, split, probabilities = "cross-validated", dataset.train, finetune.cross_validated(plan.head, loaded.card)
-    else:
-        loaded, probabilities = finetune.evaluate(loaded, dataset.test, device)
+    split = dataset.train.select(held_out.head_images())
+    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, split, device)
+    name, probabilities = "cross-validated", finetune.cross_validated(plan.head, loaded.card)
+    if held_out.own:
+        name, split = "validation", dataset.train.select(held_out.mask)
+        loaded, probabilities = finetune.evaluate(loaded, "val", split, device)
+    if not output.no_test:
         name, split = "test", dataset.test
+        loaded, probabilities = finetune.evaluate(loaded, name, split, device)
     save(output.file, *loaded[:4], loaded.reference_stages)
     write_report(output, name, [], probabilities, split, dataset, plan)
 

@@ -82,20 +82,34 @@ def prepared(recipe: Recipe, given: Collection[str], world_size: int = 1) -> Rec
     return recipe
 
 
-def val_mask(recipe: Recipe, given: Collection[str], train: Split) -> Tensor:
-    """Mask bool [N] of the validation images, with the share that `choose` gives the recipe.
+class Validation(NamedTuple):
+    """`mask` bool [N] selects the validation images among all images; `own`: they are the data's own part."""
 
-    It comes before every choice: no choice may need images that validate it. Raises DataError for a class of one image.
+    mask: Tensor
+    own: bool = False
+
+    def head_images(self) -> Tensor:
+        """Mask bool [N] of the images of a head: a random share is not needed, since cross-validation holds out all."""
+        return ~self.mask if self.own else torch.ones_like(self.mask)
+
+
+def validation(recipe: Recipe, given: Collection[str], images: Split, own: Tensor | None = None) -> Validation:
+    """The data's `own` mask, or a random one with the share that `choose` gives the recipe.
+
+    It comes before every choice: a network must not start from what validates it. Raises DataError for a class of one
+    image.
     """
+    if own is not None:
+        return Validation(own, own=True)
     is_chosen = recipe.arch == "convnet" and recipe.finetune != "none" and "val_fraction" not in given
-    fraction = _val_fraction(len(train)) if is_chosen and len(train) < LARGE else recipe.val_fraction
-    return data.val_mask(train, fraction, recipe.seed)
+    fraction = _val_fraction(len(images)) if is_chosen and len(images) < LARGE else recipe.val_fraction
+    return Validation(data.val_mask(images, fraction, recipe.seed))
 
 
 def choose(
-    recipe: Recipe, given: Collection[str], train: Split, classes: int, mask: Tensor, world_size: int = 1
+    recipe: Recipe, given: Collection[str], train: Split, classes: int, held_out: Validation, world_size: int = 1
 ) -> Plan:
-    """Completes the recipe; the fields in `given` stay. `mask` bool [N] selects the validation images.
+    """Completes the recipe; the fields in `given` stay. `train` has the validation images, too.
 
     Raises DataError for a class of one image, or WeightsError for --initial-weights of another kind.
     """
@@ -109,12 +123,8 @@ def choose(
     if backbone is None or (reason := _reason_for_none(recipe, given, backbone, world_size)):
         finetune = Choice("finetune", "none", "" if backbone is None else reason)
     else:
-        if recipe.epochs == recipe.max_steps == 0 and classes != len(backbone.card.classes):
-            raise DataError(f"--epochs 0 keeps the head of {len(backbone.card.classes)} classes; the data have {classes}.")
-        # A head is for the size of the network that has its features; all layers learn another size.
-        is_other_size = recipe.finetune == "auto" and recipe.image_size != backbone.card.input_size
-        without = world_size > 1 or recipe.epochs == 0 or is_other_size
-        head = None if without else fit_head(recipe, given, train, classes, mask, backbone)
+        if _has_head(recipe, backbone, classes, world_size):
+            head = fit_head(recipe, given, train, classes, held_out, backbone)
         finetune = _finetune(recipe, given, len(train), head, backbone)
     choices += [finetune] if recipe.finetune == "auto" else []
     chosen: dict[str, Any] = {"finetune": finetune.value}
@@ -131,13 +141,26 @@ def choose(
     return Plan(cli.validated(recipe.model_dump() | chosen), choices, backbone, head, trial)
 
 
+def _has_head(recipe: Recipe, backbone: Weights, classes: int, world_size: int) -> bool:
+    """Whether a head is fitted; raises DataError where nothing is trained and the head of the start does not fit."""
+    if recipe.epochs == recipe.max_steps == 0 and classes != (old := len(backbone.card.classes)):
+        raise DataError(f"--epochs 0 keeps the head of {old} classes; the data have {classes}.")
+    # A head is for the size of the network that has its features; all layers learn another size.
+    is_other_size = recipe.finetune == "auto" and recipe.image_size != backbone.card.input_size
+    return world_size == 1 and recipe.epochs > 0 and not is_other_size
+
+
 def fit_head(
-    recipe: Recipe, given: Collection[str], train: Split, classes: int, mask: Tensor, backbone: Weights
+    recipe: Recipe, given: Collection[str], train: Split, classes: int, held_out: Validation, backbone: Weights
 ) -> LinearHead:
     """A head on the backbone's features, of a sample of the images where a head is not a candidate."""
+    is_sampled = recipe.finetune != "head" and len(train) > PLENTY
+    selected = held_out.head_images()
+    train, mask = train.select(selected), held_out.mask[selected]
     _check_counts(train.labels)
-    if recipe.finetune != "head" and len(train) > PLENTY:
-        train = train.select(sample(train.labels, mask, SAMPLE, recipe.seed))
+    if is_sampled:
+        positions = sample(train.labels, mask, SAMPLE, recipe.seed)
+        train, mask = train.select(positions), mask[positions]
     network = load_network(backbone)
     assert isinstance(network, ConvNet)
     return linear_head.fit(
@@ -148,6 +171,7 @@ def fit_head(
         hflip=recipe.hflip if "hflip" in given else None,
         inverse_penalty=recipe.head_c,
         seed=recipe.seed,
+        held_out=mask.numpy(),
     )
 
 

@@ -32,7 +32,7 @@ from training.features import load_backbone
 from training.linear_head import LinearHead
 from training.loader import Loader
 from training.recipe import DEPRECATED_NAMES, Recipe
-from training.selection import Plan
+from training.selection import Plan, Validation
 from training.trainer import Interrupted, Trainer
 
 WHITENING_IMAGES = 5000  # for normalisation and whitening: 12 patch directions need no more
@@ -55,35 +55,35 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     with outputs.new_folders(run_dir, arguments.out.parent):  # an unwritable folder should fail now, not after training
         dataset, own_mask = data.with_validation(_load_data(arguments, recipe.image_size, context))
         settled = Recipe.model_fields if resumed else cli.given(arguments)
-        mask = selection.val_mask(recipe, settled, dataset.train) if own_mask is None else own_mask
+        held_out = selection.validation(recipe, settled, dataset.train, own_mask)
         if resumed:
             checkpoint.check_fingerprint(resumed, data.fingerprint(dataset))
             plan = Plan(recipe, [])
         else:
             classes = len(dataset.classes)
-            plan = selection.choose(recipe, settled, dataset.train, classes, mask, context.world_size)
+            plan = selection.choose(recipe, settled, dataset.train, classes, held_out, context.world_size)
             if context.is_main:
                 print(*plan.choices, sep="\n")
         output = outputs.Output(name, arguments.out, run_dir, no_test=not len(dataset.test))
         if plan.recipe.finetune == "head" and plan.head is not None:
-            outputs.write_head(output, dataset, plan, str(device))
+            outputs.write_head(output, dataset, plan, held_out, str(device))
         else:
-            _train_network(arguments, output, dataset, mask, plan, resumed, context.device(device), context)
+            _train_network(arguments, output, dataset, held_out, plan, resumed, context.device(device), context)
 
 
 def _train_network(
     arguments: argparse.Namespace,
     output: outputs.Output,
     dataset: Dataset,
-    mask: Tensor,
+    held_out: Validation,
     plan: Plan,
     resumed: checkpoint.State | None,
     device: torch.device,
     context: DistributedContext,
 ) -> None:
-    """Network, teacher, training and export, in this order; `mask` bool [N] selects the validation images."""
+    """Network, teacher, training and export, in this order."""
     recipe = plan.recipe
-    train, val = dataset.train.select(~mask), dataset.train.select(mask)
+    train, val = dataset.train.select(~held_out.mask), dataset.train.select(held_out.mask)
     network = build_network(recipe, train, len(dataset.classes))
     # The card records the versions of other files, since paths mean nothing on another machine.
     initial = ""
@@ -105,12 +105,13 @@ def _train_network(
     if not context.is_main:  # all processes hold the same weights
         return
     final = trainer.final_network()
-    if plan.trial and plan.head is not None:
-        better, reason = finetune.wins(metrics.predict_logits(final, val.images), val, plan.head, mask)
+    if plan.trial and plan.head is not None and plan.backbone is not None:
+        head_logits = finetune.start_logits(plan.backbone, plan.head, val.images)
+        better, reason = finetune.wins(metrics.predict_logits(final, val.images), head_logits, val, plan.head)
         print(selection.Choice("finetune", "all" if better else "head", reason))
         if not better:
             head_plan = plan._replace(recipe=recipe.model_copy(update={"finetune": "head"}))
-            outputs.write_head(output, dataset, head_plan, str(device))
+            outputs.write_head(output, dataset, head_plan, held_out, str(device))
             return
     _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds, str(device), train)
     name, split = ("validation", val) if output.no_test else ("test", dataset.test)
@@ -138,6 +139,7 @@ def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
 def load_pretrained(network: nn.Module, file: Path, images: Tensor, head: LinearHead | None = None) -> str:
     """Copies the file's parameters into the network; the head, too, for the same number of classes or from `head`.
 
+    `head` starts the network with the weights that were fitted without validation images.
     `images` are training images uint8 [N, S, S, 3]. Returns name and version of the file. Raises WeightsError, or
     DataError where the networks differ in shape.
     """
@@ -153,7 +155,7 @@ def load_pretrained(network: nn.Module, file: Path, images: Tensor, head: Linear
     unfold_batchnorms(network, pretrained, images)
     if head is not None:  # from a random head, the first steps distort the features (Kumar et al. 2022)
         with torch.no_grad():
-            network.head.weight.copy_(torch.from_numpy(head.weight) * network.head.in_features)
+            network.head.weight.copy_(torch.from_numpy(head.start_weight) * network.head.in_features)
     return f"{loaded.card.name} {loaded.version}"
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,12 +17,12 @@ from tests.support.training import shades
 from training import finetune, selection, train
 from training.data import Split
 from training.recipe import Recipe
-from training.selection import Choice, Plan
+from training.selection import Choice, Plan, Validation
 
 
 def chosen(recipe: Recipe, given: Sequence[str], split: Split, processes: int = 1) -> Plan:
-    mask = selection.val_mask(recipe, given, split)
-    return selection.choose(recipe, given, split, int(split.labels.max()) + 1, mask, processes)
+    held_out = selection.validation(recipe, given, split)
+    return selection.choose(recipe, given, split, int(split.labels.max()) + 1, held_out, processes)
 
 
 def noise(labels: list[int]) -> Split:
@@ -113,24 +114,38 @@ def test_image_size_is_that_of_the_start(tmp_path: Path) -> None:
 
 
 def test_network_wins_by_more_than_a_standard_error(tiny_weights: Path) -> None:
-    split = noise([0, 1, 2] * 20)
-    head = chosen(Recipe(initial_weights=str(tiny_weights)), (), split).head
-    assert head is not None
-    mask = torch.arange(60) < 20
-    val = split.select(mask)
+    split, recipe = noise([0, 1, 2] * 20), Recipe(initial_weights=str(tiny_weights))
+    plan = chosen(recipe, (), split)
+    assert plan.head is not None
+    assert plan.backbone is not None
+    val = split.select(selection.validation(recipe, (), split).mask)
+    head_logits = finetune.start_logits(plan.backbone, plan.head, val.images)
     perfect = torch.nn.functional.one_hot(val.labels, 3).float()
-    better, reason = finetune.wins(perfect, val, head, mask)
+    better, reason = finetune.wins(perfect, head_logits, val, plan.head)
     assert better
     assert reason.startswith("validation accuracy 100.0% against ")
-    assert not finetune.wins(torch.from_numpy(head.log_probabilities())[mask], val, head, mask)[0]
+    assert not finetune.wins(head_logits, head_logits, val, plan.head)[0]
+
+
+def test_own_validation_images_are_not_of_the_head(tiny_weights: Path) -> None:
+    split, held_out = shades(60, 32), Validation(torch.arange(60) >= 45, own=True)
+    recipe = Recipe(initial_weights=str(tiny_weights), finetune="head")
+    head = selection.choose(recipe, (), split, 3, held_out).head
+    alone = selection.choose(recipe, (), split.select(~held_out.mask), 3, Validation(torch.zeros(45).bool())).head
+    assert head is not None
+    assert alone is not None
+    assert head.labels.tolist() == split.labels[:45].tolist()
+    np.testing.assert_array_equal(head.weight, alone.weight)
+    np.testing.assert_array_equal(head.start_weight, head.weight)
 
 
 def test_class_of_one_image_is_one_line(tiny_weights: Path) -> None:
     recipe = Recipe(initial_weights=str(tiny_weights))
     with pytest.raises(DataError, match="needs two training images: one of them is for validation"):
         chosen(recipe, (), noise([0, 0, 1, 1, 2]))
+    held_out = Validation(torch.arange(6) > 4, own=True)
     with pytest.raises(DataError, match="needs two training images: a head is cross-validated"):
-        selection.choose(recipe, (), noise([0, 0, 1, 1, 2]), 3, torch.zeros(5, dtype=torch.bool))
+        selection.choose(recipe, (), noise([0, 0, 1, 1, 2, 2]), 3, held_out)
 
 
 def test_sample_has_two_images_of_every_class() -> None:
@@ -146,7 +161,7 @@ def test_sample_has_two_images_of_every_class() -> None:
 
 def test_head_has_a_row_for_a_class_without_images(tiny_weights: Path) -> None:
     recipe, split = Recipe(initial_weights=str(tiny_weights)), shades(60, 32)
-    plan = selection.choose(recipe, (), split, 5, selection.val_mask(recipe, (), split))
+    plan = selection.choose(recipe, (), split, 5, selection.validation(recipe, (), split))
     assert plan.head is not None
     assert plan.head.weight.shape == (5, 8)
 
@@ -188,3 +203,16 @@ def test_two_lines_train_and_serve_a_head(folder: Path, tmp_path: Path, capsys: 
         train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "other")])
     assert exit_info.value.code == 2
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_report_of_a_head_is_on_the_own_validation_part(folder: Path, tmp_path: Path) -> None:
+    for part, source in (("train", "train"), ("val", "test")):
+        (tmp_path / "data" / part).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / part).symlink_to(folder / source)
+    out, run_dir = tmp_path / "x.safetensors", tmp_path / "run"
+    train.main(["--data", str(tmp_path / "data"), "--out", str(out), "--run-dir", str(run_dir), "--finetune", "head"])
+    card = weights.load(out).card
+    assert (card.results["cross_validated_images"], card.results["val_images"], card.test_accuracy) == (120, 30, None)
+    assert json.loads((run_dir / "evaluation.json").read_text())["images"] == 30
+    assert "x, validation images" in (run_dir / "report.md").read_text()
