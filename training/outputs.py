@@ -13,7 +13,8 @@ from app.model.weights import save
 from training import finetune, metrics, report
 from training.data import Dataset, Split
 from training.history import Epoch
-from training.selection import Plan, Validation
+from training.plan import Plan
+from training.selection import Validation
 
 logger = logging.getLogger(__name__)
 

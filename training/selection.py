@@ -19,6 +19,7 @@ from app.model.weights import BUNDLED, Weights
 from training import cli, data, features, linear_head
 from training.data import Split
 from training.linear_head import LinearHead
+from training.plan import Choice, Plan
 from training.recipe import DistillationFields, OptimizerFields, Recipe, ScheduleFields
 
 IMBALANCE = 5  # largest class to smallest, above which classes are weighted
@@ -34,34 +35,6 @@ SCHEDULE_FLAGS = frozenset(
     for name in section.model_fields
     if name not in ("val_fraction", "seed", "class_balance")
 )
-
-
-class Choice(NamedTuple):
-    """A value of the recipe that no flag gave, and why it was chosen."""
-
-    field: str
-    value: Any
-    reason: str
-
-    def __str__(self) -> str:
-        flag = self.field.replace("_", "-")
-        if isinstance(self.value, bool):
-            return f"--{flag if self.value else 'no-' + flag}: {self.reason}"
-        number = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
-        return f"--{flag} {number}: {self.reason}"
-
-
-class Plan(NamedTuple):
-    """The recipe without `auto`, its choices, and a head with the network it was fitted on, if one was fitted.
-
-    With `trial`, validation images decide between the head and the network after training.
-    """
-
-    recipe: Recipe
-    choices: list[Choice]
-    backbone: Weights | None = None
-    head: LinearHead | None = None
-    trial: bool = False
 
 
 def prepared(recipe: Recipe, given: Collection[str], world_size: int = 1) -> Recipe:

@@ -31,8 +31,9 @@ from training.distributed import DistributedContext, init_distributed
 from training.features import load_backbone
 from training.linear_head import LinearHead
 from training.loader import Loader
+from training.plan import Choice, Plan
 from training.recipe import DEPRECATED_NAMES, Recipe
-from training.selection import Plan, Validation
+from training.selection import Validation
 from training.trainer import Interrupted, Trainer
 
 WHITENING_IMAGES = 5000  # for normalisation and whitening: 12 patch directions need no more
@@ -108,7 +109,7 @@ def _train_network(
     if plan.trial and plan.head is not None and plan.backbone is not None:
         head_logits = finetune.start_logits(plan.backbone, plan.head, val.images)
         better, reason = finetune.wins(metrics.predict_logits(final, val.images), head_logits, val, plan.head)
-        print(selection.Choice("finetune", "all" if better else "head", reason))
+        print(Choice("finetune", "all" if better else "head", reason))
         if not better:
             head_plan = plan._replace(recipe=recipe.model_copy(update={"finetune": "head"}))
             outputs.write_head(output, dataset, head_plan, held_out, str(device))

@@ -16,8 +16,9 @@ from tests.conftest import serving, untrained, write
 from tests.support.training import shades
 from training import finetune, selection, train
 from training.data import Split
+from training.plan import Choice, Plan
 from training.recipe import Recipe
-from training.selection import Choice, Plan, Validation
+from training.selection import Validation
 
 
 def chosen(recipe: Recipe, given: Sequence[str], split: Split, processes: int = 1) -> Plan:
