@@ -4,7 +4,7 @@ A linear head on frozen features needs seconds and few images. Fine-tuning of al
 or where the features do not separate the classes (Kumar et al. 2022, arXiv 2202.10054).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from app.engines.pytorch import load_network
 from app.errors import DataError, SettingsError
 from app.model.networks import ConvNet
 from app.model.weights import BUNDLED, Weights
-from training import cli, data, features, linear_head
+from training import cli, data, features, linear_head, plan
 from training.data import Split
 from training.linear_head import LinearHead
 from training.plan import Choice, Plan
@@ -121,6 +121,12 @@ def _has_head(recipe: Recipe, backbone: Weights, classes: int, world_size: int) 
     # A head is for the size of the network that has its features; all layers learn another size.
     is_other_size = recipe.finetune == "auto" and recipe.image_size != backbone.card.input_size
     return world_size == 1 and recipe.epochs > 0 and not is_other_size
+
+
+def resumed(recipe: Recipe, given: Collection[str], state: Mapping[str, Any]) -> Plan:
+    """The plan of a checkpoint, whose trial a schedule flag ends as it does in a new run. Raises DataError."""
+    is_trial = "head" in state and not SCHEDULE_FLAGS & set(given)
+    return plan.from_state(recipe, state, features.load_backbone(_initial_file(recipe)) if is_trial else None)
 
 
 def fit_head(

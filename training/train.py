@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
         held_out = selection.validation(recipe, settled, dataset.train, own_mask)
         if resumed:
             checkpoint.check_fingerprint(resumed, data.fingerprint(dataset))
-            plan = Plan(recipe, [])
+            plan = selection.resumed(recipe, cli.given(arguments), resumed.get("plan", {}))
         else:
             classes = len(dataset.classes)
             plan = selection.choose(recipe, settled, dataset.train, classes, held_out, context.world_size)
@@ -99,7 +99,7 @@ def _train_network(
     data_device = device if device.type == "cuda" else torch.device("cpu")
     loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device, len(dataset.classes))
     trainer = Trainer(network, recipe, loader, device, context, "inductor" if arguments.compile else "")
-    trainer.fingerprint = data.fingerprint(dataset)
+    trainer.fingerprint, trainer.plan = data.fingerprint(dataset), plan.state_dict()
     if resumed:
         trainer.load_state_dict(resumed)
     trainer.fit(val, output.run_dir, arguments.checkpoint_interval_s, arguments.tensorboard)

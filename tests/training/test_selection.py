@@ -14,7 +14,7 @@ from app.model.weights import BUNDLED
 from app.settings import Settings
 from tests.conftest import serving, untrained, write
 from tests.support.training import shades
-from training import finetune, selection, train
+from training import checkpoint, finetune, selection, train
 from training.data import Split
 from training.plan import Choice, Plan
 from training.recipe import Recipe
@@ -128,6 +128,22 @@ def test_network_wins_by_more_than_a_standard_error(tiny_weights: Path) -> None:
     assert not finetune.wins(head_logits, head_logits, val, plan.head)[0]
 
 
+def test_trial_is_resumed_from_a_checkpoint(tiny_weights: Path, tmp_path: Path) -> None:
+    made = chosen(Recipe(initial_weights=str(tiny_weights)), (), noise([0, 1, 2] * 20))
+    checkpoint.save(tmp_path / "x.pt", made.state_dict())
+    state = checkpoint.load(tmp_path / "x.pt")
+    found = selection.resumed(made.recipe, (), state)
+    assert (found.choices, found.trial) == (made.choices, True)
+    assert found.head is not None
+    assert made.head is not None
+    for one, other in zip(found.head, made.head, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not selection.resumed(made.recipe, ["epochs"], state).trial
+    assert selection.resumed(made.recipe, (), {}) == Plan(made.recipe, [])
+    with pytest.raises(DataError, match="has changed since the run started"):
+        selection.resumed(made.recipe, (), state | {"start": "other"})
+
+
 def test_own_validation_images_are_not_of_the_head(tiny_weights: Path) -> None:
     split, held_out = shades(60, 32), Validation(torch.arange(60) >= 45, own=True)
     recipe = Recipe(initial_weights=str(tiny_weights), finetune="head")
@@ -217,3 +233,19 @@ def test_report_of_a_head_is_on_the_own_validation_part(folder: Path, tmp_path: 
     assert (card.results["cross_validated_images"], card.results["val_images"], card.test_accuracy) == (120, 30, None)
     assert json.loads((run_dir / "evaluation.json").read_text())["images"] == 30
     assert "x, validation images" in (run_dir / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_resumed_run_compares_with_the_head_again(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "noise.npz", images=noise([0] * 60).images.numpy(), labels=np.arange(60) % 3)
+    flags = ["--data", str(tmp_path / "noise.npz"), "--initial-weights", str(tiny_weights), "--no-test"]
+    flags += ["--out", str(tmp_path / "x.safetensors"), "--run-dir", str(tmp_path / "run")]
+    lines = []
+    for resume in ([], ["--resume"]):
+        train.main([*flags, *resume])
+        lines.append([line for line in capsys.readouterr().out.splitlines() if " of a head, " in line])
+        (tmp_path / "x.safetensors").unlink()
+    assert len(lines[0]) == 1
+    assert lines[0] == lines[1]
