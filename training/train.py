@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
             plan = selection.choose(recipe, settled, dataset.train, classes, held_out, context.world_size)
             if context.is_main:
                 print(*plan.choices, sep="\n")
+                # With --overwrite: a later --resume must not continue the former run.
+                (run_dir / "checkpoint.pt").unlink(missing_ok=True)
         output = outputs.Output(name, arguments.out, run_dir, no_test=not len(dataset.test))
         if plan.recipe.finetune == "head" and plan.head is not None:
             outputs.write_head(output, dataset, plan, held_out, str(device))
