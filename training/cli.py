@@ -87,6 +87,8 @@ def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None
     flags = {name: getattr(arguments, name) for name in given(arguments)}
     if resumed_from:  # the checkpoint has what `auto` chose
         flags = {name: value for name, value in flags.items() if name not in CHOICES or value != "auto"}
+    if "epochs" in flags and "max_steps" not in flags:
+        flags["max_steps"] = 0  # of the default recipe or of the checkpoint; it would take precedence
     # Flags that are not given keep the value of the checkpoint, not the default.
     base = resumed_from or DEFAULT_RECIPES[flags.get("arch", "convnet")]
     recipe = validated(base.model_dump() | flags)

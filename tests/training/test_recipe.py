@@ -61,6 +61,12 @@ def test_resumed_run_keeps_its_immutable_fields() -> None:
         recipe("--widths", "8,16", "--seed", "3", resumed_from=checkpointed)
 
 
+def test_given_epochs_replace_steps_that_are_not_given() -> None:
+    assert recipe("--arch", "mlp", "--epochs", "5").max_steps == 0
+    assert recipe("--epochs", "50", resumed_from=Recipe(max_steps=9)) == Recipe(epochs=50)
+    assert recipe("--epochs", "50", "--max-steps", "7").max_steps == 7
+
+
 def test_auto_keeps_the_choice_of_a_resumed_run() -> None:
     checkpointed = Recipe(finetune="all", initial_weights="x", class_balance="weights")
     assert recipe("--class-balance", "auto", "--finetune", "auto", resumed_from=checkpointed) == checkpointed
