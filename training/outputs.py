@@ -1,6 +1,7 @@
 """What a run writes: its folders, the weights file of a linear head, and the report."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from app.errors import SettingsError
+from app.model.card import NAME_PATTERN
 from app.model.weights import save
 from training import finetune, metrics, report
+from training.audit import summary
 from training.data import Dataset, Split
 from training.history import Epoch
 from training.plan import Plan
@@ -26,6 +29,33 @@ class Output(NamedTuple):
     file: Path
     run_dir: Path
     no_test: bool
+
+
+def check_names(name: str, **files: str) -> None:
+    """Raises SettingsError, before the data are read, for an invalid name or a file of a flag that does not exist."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise SettingsError(f"Invalid name {name!r}: letters, digits, _, . and - only, at most 64.")
+    for flag, file in files.items():
+        if file and not Path(file).is_file():
+            raise SettingsError(f"--{flag.replace('_', '-')}: there is no file {file}.")
+
+
+def report_files(dataset: Dataset) -> None:
+    """Prints what was read, and logs what was rejected or is suspicious."""
+    print(
+        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
+        f"{len(dataset.classes)} classes"
+    )
+    print(report.class_counts(dataset.classes, dataset.train.labels))
+    for line in (*dataset.notes, *summary.lines(dataset)):
+        print(line)
+    if dataset.dark_16_bit:
+        logger.warning(
+            "%d files of 16 bits a channel use the lowest 12 bits only and are nearly black, such as %s; "
+            "multiply their values by 16",
+            len(dataset.dark_16_bit),
+            dataset.dark_16_bit[0],
+        )
 
 
 def refuse_used_names(out: Path, run_dir: Path) -> None:

@@ -42,6 +42,8 @@ MAX_DELTA = 1e-5
 PHYSICAL_BATCH = 1024  # images whose gradients are in memory at once
 ACCOUNTANT = "rdp"  # an upper bound; docs/private-training.md compares it with the exact value
 
+# Flags of `training.train` without effect, and their defaults.
+DEFAULTS = {"resume": False, "compile": False, "tensorboard": False, "checkpoint_interval_s": 60.0}
 USED_FIELDS = {"initial_weights"}  # of the recipe; the others do not apply
 
 NO_OPACUS = "--dp-epsilon needs Opacus; it is the extra 'private': pip install '.[private]'."
@@ -66,23 +68,33 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Features, head, weights file, report. Raises SettingsError, DataError or OSError."""
     _check(arguments)
+    name = arguments.name or arguments.out.stem
+    outputs.check_names(name, initial_weights=arguments.initial_weights or "")
+    run_dir: Path = arguments.run_dir or Path("runs") / name
+    if not arguments.overwrite:
+        outputs.refuse_used_names(arguments.out, run_dir)
+    with outputs.new_folders(run_dir, arguments.out.parent):
+        _train(arguments, name, run_dir)
+
+
+def _train(arguments: argparse.Namespace, name: str, run_dir: Path) -> None:
     start = Path(arguments.initial_weights or BUNDLED)
     backbone = load_backbone(start)
-    name = arguments.name or arguments.out.stem
     if arguments.download:
         data.download(arguments.data, arguments.dataset or "cifar10")
     splits = ["train"] if arguments.no_test else data.SPLITS
     dataset = data.load(arguments.data, backbone.card.input_size, splits, selection.from_flags(arguments))
+    outputs.report_files(dataset)
     budget = plan(arguments.dp_epsilon, arguments.dp_delta, len(dataset.train))
     public = extract_features(start, torch.from_numpy(backbone.reference_images))
     features = extract_features(start, dataset.train.images)
     head = train_head(features, dataset.train.labels, len(dataset.classes), public, budget)
     weights = build_weights(name, backbone, dataset, head, budget)
     print(
-        f"{dataset.name}: head of {len(dataset.classes)} classes on {len(dataset.train)} images, "
-        f"epsilon {budget.epsilon:.2f}, delta {budget.delta:.1e}, noise multiplier {budget.noise_multiplier:.2f}"
+        f"head of {len(dataset.classes)} classes on {len(dataset.train)} images, epsilon {budget.epsilon:.2f}, "
+        f"delta {budget.delta:.1e}, noise multiplier {budget.noise_multiplier:.2f}"
     )
-    _finish(arguments, weights, dataset)
+    _finish(arguments, run_dir, weights, dataset)
 
 
 def plan(epsilon: float, delta: float | None, images: int) -> Budget:
@@ -195,7 +207,7 @@ def build_weights(name: str, backbone: Weights, dataset: Dataset, head: Tensor, 
     return weights._replace(reference_probabilities=calibration.reference_outputs(weights))
 
 
-def _finish(arguments: argparse.Namespace, weights: Weights, dataset: Dataset) -> None:
+def _finish(arguments: argparse.Namespace, run_dir: Path, weights: Weights, dataset: Dataset) -> None:
     """Writes the file, and a report on held-out images where there are any."""
     split_name, split = ("test", dataset.test) if len(dataset.test) else ("val", dataset.val)
     if split:
@@ -204,9 +216,8 @@ def _finish(arguments: argparse.Namespace, weights: Weights, dataset: Dataset) -
         accuracy = round(metrics.accuracy(probabilities, split.labels), 6) if split_name == "test" else None
         weights = weights._replace(card=weights.card.model_copy(update={"results": results, "test_accuracy": accuracy}))
         name = weights.card.name
-        folder = arguments.run_dir or Path("runs") / name
-        outputs.write_metrics(folder, f"{name}, {split_name} images", split, probabilities, weights.card.classes)
-        print(f"{split_name} accuracy {results[f'{split_name}_accuracy']:.2%}; report in {folder}/report.md")
+        outputs.write_metrics(run_dir, f"{name}, {split_name} images", split, probabilities, weights.card.classes)
+        print(f"{split_name} accuracy {results[f'{split_name}_accuracy']:.2%}; report in {run_dir}/report.md")
     weights_file.save(
         arguments.out, weights.card, weights.state, weights.reference_images, weights.reference_probabilities
     )
@@ -217,7 +228,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises SettingsError for flags that private training does not use: no flag is ignored in silence."""
     given = [name for name in Recipe.model_fields if getattr(arguments, name, None) is not None]
     unused = [f"--{name.replace('_', '-')}" for name in given if name not in USED_FIELDS]
-    unused += ["--resume"] if arguments.resume else []
+    changed = [name for name, default in DEFAULTS.items() if getattr(arguments, name) != default]
+    unused += [f"--{name.replace('_', '-')}" for name in changed]
     if unused:
         raise SettingsError(f"--dp-epsilon trains a head only, without {', '.join(unused)}.")
 

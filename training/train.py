@@ -9,7 +9,6 @@ docs/training.md is the guide, docs/model-card.md has the recipe of the bundled 
 import argparse
 import ctypes
 import logging
-import re
 import sys
 from pathlib import Path
 
@@ -18,12 +17,10 @@ from torch import Tensor, nn
 
 from app.engines.hardware import resolve_device
 from app.engines.pytorch import available_device, load_network
-from app.errors import DataError, SettingsError
+from app.errors import DataError
 from app.model import networks
-from app.model.card import NAME_PATTERN
 from app.model.networks import ConvNet, unfold_batchnorms
-from training import checkpoint, cli, data, export, finetune, metrics, outputs, private, report, selection
-from training.audit import summary
+from training import checkpoint, cli, data, export, finetune, metrics, outputs, private, selection
 from training.data import Dataset, Split
 from training.datasets import selection as data_selection
 from training.distillation import load_teacher
@@ -39,8 +36,6 @@ from training.trainer import Interrupted, Trainer
 WHITENING_IMAGES = 5000  # for normalisation and whitening: 12 patch directions need no more
 BN_IMAGES = 1000  # for the running means of an unfolded network
 
-logger = logging.getLogger("training")
-
 
 def run(arguments: argparse.Namespace, device: torch.device, context: DistributedContext) -> None:
     """Checks the names, then trains; folders that a failed start leaves empty are removed."""
@@ -48,7 +43,7 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     run_dir: Path = arguments.run_dir or Path("runs") / name
     resumed = checkpoint.load(run_dir / "checkpoint.pt") if arguments.resume else None
     recipe = cli.from_flags(arguments, Recipe.model_validate(resumed["recipe"]) if resumed else None)
-    _check_names(name, recipe)
+    outputs.check_names(name, initial_weights=recipe.initial_weights, teacher=recipe.teacher)
     if not resumed:
         recipe = selection.prepared(recipe, cli.given(arguments), context.world_size)
     if context.is_main and not (resumed or arguments.overwrite):
@@ -121,15 +116,6 @@ def _train_network(
     outputs.write_report(output, name, trainer.history, probabilities, split, dataset, plan)
 
 
-def _check_names(name: str, recipe: Recipe) -> None:
-    """Raises SettingsError before the data is read."""
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise SettingsError(f"Invalid name {name!r}: letters, digits, _, . and - only, at most 64.")
-    for flag, file in (("--initial-weights", recipe.initial_weights), ("--teacher", recipe.teacher)):
-        if file and not Path(file).is_file():
-            raise SettingsError(f"{flag}: there is no file {file}.")
-
-
 def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
     """A randomly initialised network, with normalisation and whitening fitted to the training images."""
     torch.manual_seed(recipe.seed)  # the only use of torch's global generator
@@ -178,26 +164,8 @@ def _load_data(arguments: argparse.Namespace, size: int, context: DistributedCon
     splits = ["train"] if arguments.no_test else data.SPLITS
     dataset = data.load(arguments.data, size, splits, data_selection.from_flags(arguments))
     if context.is_main:
-        report_files(dataset)
+        outputs.report_files(dataset)
     return dataset
-
-
-def report_files(dataset: Dataset) -> None:
-    """Prints what was read, and logs what was rejected or is suspicious."""
-    print(
-        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
-        f"{len(dataset.classes)} classes"
-    )
-    print(report.class_counts(dataset.classes, dataset.train.labels))
-    for line in (*dataset.notes, *summary.lines(dataset)):
-        print(line)
-    if dataset.dark_16_bit:
-        logger.warning(
-            "%d files of 16 bits a channel use the lowest 12 bits only and are nearly black, such as %s; "
-            "multiply their values by 16",
-            len(dataset.dark_16_bit),
-            dataset.dark_16_bit[0],
-        )
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -219,7 +187,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
     add("--compile", action="store_true",
         help="compile the network with torch.compile: minutes at the start, then faster steps")  # fmt: skip
-    add("--checkpoint-interval-s", type=float, default=60.0, metavar="FLOAT",
+    add("--checkpoint-interval-s", type=float, default=private.DEFAULTS["checkpoint_interval_s"], metavar="FLOAT",
         help="seconds between checkpoints; one takes about 0.1 s [%(default)s]")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events into --run-dir")
     data_selection.add_flags(parser)
