@@ -21,8 +21,8 @@ from training.features import network_features
 from training.linear_head import LinearHead
 from training.ood import with_ood
 from training.recipe import Recipe
+from training.selection import Validation
 
-OOD_SHARE = 5  # one image of so many gives the quantiles of the out-of-distribution score
 MIN_EXIT = 0.9  # lowest confidence with which an image leaves before its flip: few images estimate no lower one
 
 
@@ -32,13 +32,11 @@ def compose(
     recipe: Recipe,
     backbone: Weights,
     head: LinearHead,
-    train: Split,
+    held_out: Validation,
     device: str = "auto",
 ) -> Weights:
-    """The calibrated weights, without test results. Calibration is fitted to out-of-fold predictions.
-
-    `train` has the images of the head.
-    """
+    """The calibrated weights, without test results. Calibration is fitted to out-of-fold predictions."""
+    train = dataset.train.select(held_out.head_images())
     network = _network(name, dataset, recipe, backbone, head, train)
     weights = torch.from_numpy(_image_weights(head))
     labels = torch.from_numpy(head.labels)
@@ -49,9 +47,11 @@ def compose(
         key.replace("val_", "cross_validated_"): value
         for key, value in split_results("val", _out_of_fold(head, temperatures), labels).items()
     }
+    if not head.hflip:
+        network = calibration.with_card(network, temperature=temperatures[0], results=results)
+    scored = _with_ood(network, head, dataset.train, held_out.mask, device)
     if head.hflip:
-        return _with_flip(_with_ood(network, train, device), head, temperatures, results, train)
-    scored = _with_ood(calibration.with_card(network, temperature=temperatures[0], results=results), train, device)
+        return _with_flip(scored, head, temperatures, results, train)
     return with_histograms(scored, train, _out_of_fold(head, temperatures).numpy())
 
 
@@ -93,7 +93,7 @@ def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, hea
     """The backbone's tensors with the new head."""
     classes, width = head.weight.shape
     state = dict(backbone.state)
-    state["head.weight"] = (head.weight * width).astype(np.float16)  # ConvNet divides its logits by the width
+    state["head.weight"] = _stored(head.weight)
     card = ModelCard(
         name=name,
         classes=dataset.classes,
@@ -111,11 +111,21 @@ def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, hea
     return calibration.with_card(weights, activation_ranges=_ranges(weights, backbone, train))
 
 
-def _with_ood(weights: Weights, train: Split, device: str) -> Weights:
-    """The weights with an out-of-distribution score, whose quantiles are of images that its statistics leave out."""
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    held_out = len(train) // OOD_SHARE
-    return with_ood(weights, train.select(order[held_out:]), train.select(order[:held_out]), device)
+def _stored(weight: NDArray[np.float32]) -> NDArray[np.float16]:
+    stored: NDArray[np.float16] = (weight * weight.shape[1]).astype(np.float16)  # ConvNet divides logits by the width
+    return stored
+
+
+def _with_ood(weights: Weights, head: LinearHead, images: Split, mask: torch.Tensor, device: str) -> Weights:
+    """The weights with an out-of-distribution score, whose quantiles are of the validation images `mask` bool [N].
+
+    Neither the statistics nor the head of the quantiles were fitted to these: a head is too confident of images that
+    it was fitted to.
+    """
+    start = weights._replace(state={**weights.state, "head.weight": _stored(head.start_weight)})
+    scored = with_ood(calibration.with_card(start), images.select(~mask), images.select(mask), device)
+    card = weights.card.model_copy(update={"ood": scored.card.ood})
+    return weights._replace(card=card, state={**scored.state, "head.weight": weights.state["head.weight"]})
 
 
 def _ranges(weights: Weights, backbone: Weights, train: Split) -> dict[str, float]:

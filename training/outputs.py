@@ -91,9 +91,9 @@ def write_head(output: Output, dataset: Dataset, plan: Plan, held_out: Validatio
     assert plan.backbone is not None
     start = f"{plan.backbone.card.name} {plan.backbone.version}"
     recorded = plan.recipe.model_copy(update={"initial_weights": start, "hflip": plan.head.hflip})
-    split = dataset.train.select(held_out.head_images())
-    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, split, device)
-    name, probabilities = "cross-validated", finetune.cross_validated(plan.head, loaded.card)
+    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, held_out, device)
+    name, split = "cross-validated", dataset.train.select(held_out.head_images())
+    probabilities = finetune.cross_validated(plan.head, loaded.card)
     if held_out.own:
         name, split = "validation", dataset.train.select(held_out.mask)
         loaded, probabilities = finetune.evaluate(loaded, "val", split, device)

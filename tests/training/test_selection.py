@@ -14,8 +14,8 @@ from app.model.weights import BUNDLED
 from app.settings import Settings
 from tests.conftest import serving, untrained, write
 from tests.support.training import shades
-from training import checkpoint, finetune, selection, train
-from training.data import Split
+from training import calibration, checkpoint, finetune, ood, selection, train
+from training.data import Dataset, Split
 from training.plan import Choice, Plan
 from training.recipe import Recipe
 from training.selection import Validation
@@ -195,6 +195,22 @@ def test_choice_reads_as_a_flag() -> None:
     assert str(Choice("hflip", False, "why")) == "--no-hflip: why"
     assert str(Choice("batch_size", 32, "why")) == "--batch-size 32: why"
     assert str(Choice("muon_lr", 0.0123456, "why")) == "--muon-lr 0.01235: why"
+
+
+@pytest.mark.slow
+def test_threshold_is_of_images_that_the_head_leaves_out(tiny_weights: Path) -> None:
+    split, recipe = noise(list(range(3)) * 180), Recipe(initial_weights=str(tiny_weights), finetune="head")
+    held_out = selection.validation(recipe, (), split)
+    plan = selection.choose(recipe, ["hflip"], split, 3, held_out)
+    assert plan.head is not None
+    assert plan.backbone is not None
+    head = plan.head._replace(hflip=False)
+    dataset = Dataset("noise", ["a", "b", "c"], split, split, [])
+    composed = finetune.compose("x", dataset, plan.recipe, plan.backbone, head, held_out, "cpu")
+    assert np.array_equal(composed.state["head.weight"], (head.weight * 8).astype(np.float16))
+    start = composed._replace(state={**composed.state, "head.weight": (head.start_weight * 8).astype(np.float16)})
+    scores = ood.scores(calibration.with_card(start), split.select(held_out.mask).images, "cpu")
+    assert np.quantile(scores, 0.95) == pytest.approx(0.95, abs=0.02)
 
 
 @pytest.mark.slow
