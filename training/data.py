@@ -44,7 +44,7 @@ class Split:
 class Dataset(NamedTuple):
     """A split that was not requested, or that the data lack, is empty; `val` is None without a validation part.
 
-    `dark_16_bit` lists files of 16 bits a channel whose values need 12: the service sees them nearly black, too.
+    `dark_16_bit` lists files of 16 bits a channel whose values need 12: in the service they are nearly black, too.
     `rejected` lists unreadable files with the reason, `notes` what else a person should see, a line each.
     """
 
@@ -193,7 +193,7 @@ class _Reader:
         return Split(torch.from_numpy(images), torch.tensor([label for _, label in read]))
 
     def _decode(self, items: Sequence[Item]) -> list[DecodedImage | str]:
-        if all(isinstance(item.source, np.ndarray) for item in items):  # nothing to decode: no thread pays
+        if all(isinstance(item.source, np.ndarray) for item in items):  # nothing to decode: threads save no time
             return [pictures.decode_source(item.source, self._size) for item in items]
         # Threads are enough: Pillow releases the interpreter's lock while it decodes.
         with ThreadPoolExecutor() as pool:

@@ -77,7 +77,7 @@ class Loader:
             if recipe.mixup:  # before cutout, so that the square stays empty
                 images = augment.mixup(images, self._mixup_partners(generator), recipe.mixup, generator)
             images = augment.cutout(images, recipe.cutout, self._mean_colour, generator)
-            # The teacher sees the image before JPEG: the student learns the clean image's targets for the lossy one.
+            # The teacher gets the image before JPEG: the student learns the clean image's targets for the lossy one.
             targets = self.teacher(index, images) if self.teacher else None
             images = augment.random_jpeg(images, recipe.jpeg_prob, recipe.jpeg_quality, generator)
             yield Batch(images, self._labels[augment.upload(index, self._labels.device)], targets)

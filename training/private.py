@@ -102,7 +102,7 @@ def plan(epsilon: float, delta: float | None, images: int) -> Budget:
     accountants = _opacus().accountants
     delta = min(MAX_DELTA, 0.1 / images) if delta is None else delta
     if delta >= 1 / images:
-        raise SettingsError(f"--dp-delta {delta:g} is not below 1 / {images} images; such a bound protects nobody.")
+        raise SettingsError(f"--dp-delta {delta:g} is not below 1 / {images} images; such a bound has no meaning.")
     with _quiet():
         try:
             noise = accountants.utils.get_noise_multiplier(
@@ -146,7 +146,7 @@ def _fit(head: nn.Linear, dataset: TensorDataset, budget: Budget) -> None:
     """Full-batch DP-SGD. Every image takes part in every step, so the accountant's sample rate is 1."""
     opacus = _opacus()
     noise = torch.Generator()
-    noise.seed()  # from the system: who knows the seed of a run could subtract its noise
+    noise.seed()  # from the system: the noise could be subtracted by anyone with the seed of a run
     with _quiet():
         engine = opacus.PrivacyEngine(accountant=ACCOUNTANT)
         module, optimizer, loader = engine.make_private(
