@@ -16,7 +16,7 @@ from training.baseline import with_histograms
 from training.cascade import reference_outputs
 from training.data import Dataset, Split
 from training.exits import choose_thresholds, probabilities_of, reaching
-from training.export import RANGE_IMAGES, reference_images, split_results
+from training.export import RANGE_IMAGES, model_card, reference_images, split_results
 from training.features import network_features
 from training.linear_head import LinearHead
 from training.ood import with_ood
@@ -90,11 +90,11 @@ def _class_weights(head: LinearHead) -> NDArray[np.float32]:
 
 
 def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head: LinearHead, train: Split) -> Weights:
-    """The backbone's tensors with the new head."""
+    """The backbone's tensors with the new head; raises SettingsError for an invalid name or class."""
     classes, width = head.weight.shape
     state = dict(backbone.state)
     state["head.weight"] = _stored(head.weight)
-    card = ModelCard(
+    card = model_card(
         name=name,
         classes=dataset.classes,
         input_size=backbone.card.input_size,

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,12 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from app import engines
 from app.errors import DataError, SettingsError
 from app.model import weights as weights_file
-from app.model.card import ModelCard
 from app.model.weights import BUNDLED, Weights
 from training import calibration, data, metrics, outputs
 from training.data import Dataset
 from training.datasets import selection
-from training.export import split_results
+from training.export import model_card, split_results
 from training.features import extract_features, load_backbone
 from training.recipe import Recipe
 
@@ -185,24 +183,20 @@ def build_weights(name: str, backbone: Weights, dataset: Dataset, head: Tensor, 
         "steps": STEPS,
         "batch_size": len(dataset.train),
     }
-    try:
-        card = ModelCard(
-            name=name,
-            classes=dataset.classes,
-            input_size=old.input_size,
-            architecture=old.architecture,
-            arguments={**old.arguments, "classes": len(dataset.classes)},
-            parameters=old.parameters + (len(dataset.classes) - len(old.classes)) * width,
-            forward_gflops=old.forward_gflops,
-            temperature=1.0,
-            activation_ranges=old.activation_ranges,
-            test_accuracy=None,
-            dataset=dataset.name,
-            recipe=recipe,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"Invalid {first['loc'][0]} {first['input']!r}: {first['msg'].lower()}.") from error
+    card = model_card(
+        name=name,
+        classes=dataset.classes,
+        input_size=old.input_size,
+        architecture=old.architecture,
+        arguments={**old.arguments, "classes": len(dataset.classes)},
+        parameters=old.parameters + (len(dataset.classes) - len(old.classes)) * width,
+        forward_gflops=old.forward_gflops,
+        temperature=1.0,
+        activation_ranges=old.activation_ranges,
+        test_accuracy=None,
+        dataset=dataset.name,
+        recipe=recipe,
+    )
     weights = backbone._replace(card=card, state=state, sha256="", reference_stages=None)
     return weights._replace(reference_probabilities=calibration.reference_outputs(weights))
 

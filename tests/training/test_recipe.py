@@ -41,6 +41,7 @@ def test_each_architecture_has_its_recipe() -> None:
         (["--arch", "lenet", "--image-size", "48"], "--arch lenet needs --image-size 32."),
         (["--epochs", "0"], "--epochs 0 needs --initial-weights."),
         (["--epochs", "0", "--initial-weights", "x", "--finetune", "head"], "--finetune head excludes --epochs 0."),
+        (["--widths", "8,8,8,8,8"], "--widths of 5 groups needs --image-size 33."),
         (["--freeze-bn"], "--freeze-bn needs --initial-weights."),
         (["--online-teacher"], "--online-teacher needs --teacher."),
         (["--mixup", "0.5"], "--mixup needs --online-teacher."),

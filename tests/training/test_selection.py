@@ -197,6 +197,17 @@ def test_choice_reads_as_a_flag() -> None:
     assert str(Choice("muon_lr", 0.0123456, "why")) == "--muon-lr 0.01235: why"
 
 
+def test_class_name_that_no_card_holds_is_one_line(tiny_weights: Path) -> None:
+    split, recipe = shades(60, 32), Recipe(initial_weights=str(tiny_weights), finetune="head", head_c=0.1)
+    held_out = selection.validation(recipe, (), split)
+    plan = selection.choose(recipe, (), split, 3, held_out)
+    dataset = Dataset("noise", ["a", "b", "c" * 201], split, split, [])
+    assert plan.head is not None
+    assert plan.backbone is not None
+    with pytest.raises(SettingsError, match=r"^Invalid classes 'ccc"):
+        finetune.compose("x", dataset, plan.recipe, plan.backbone, plan.head, held_out, "cpu")
+
+
 @pytest.mark.slow
 def test_threshold_is_of_images_that_the_head_leaves_out(tiny_weights: Path) -> None:
     split, recipe = noise(list(range(3)) * 180), Recipe(initial_weights=str(tiny_weights), finetune="head")
