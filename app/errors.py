@@ -6,7 +6,7 @@ ThirtytwoError
 ├── DeviceError             the requested device or precision is not available (stops start-up, exit code 2)
 ├── DeviceLostError         the device fails every call (ends the process, exit code 1)
 ├── DataError               the training data cannot be read (stops training, exit code 1)
-└── RequestError            a caller can mend it, or must wait; carries an HTTP status
+└── RequestError            a caller can correct it, or must wait; carries an HTTP status
     ├── MalformedRequest    400  not valid HTTP/1.1
     ├── MalformedUpload     400  the multipart form cannot be parsed, or holds no file
     ├── UnknownHost         400  the Host header names none of ALLOWED_HOSTS

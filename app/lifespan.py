@@ -6,9 +6,9 @@ import logging
 import mimetypes
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -21,6 +21,7 @@ from starlette.types import Lifespan
 
 from app import defaults
 from app.api.auth import ApiKeys
+from app.api.parse_thread import ParseThread
 from app.engines.remote import RemoteEngine
 from app.inference.batcher import Batcher
 from app.inference.classifier import Classifier, Scores
@@ -86,25 +87,29 @@ def lifespan(
         if keys.disabled:
             logger.warning("no API keys are set: the service is open to all clients")
         lifecycle.on_reload.append(repository.load)
-        with _parser_thread() as executor:
+        with closing(ParseThread()) as parse_thread, _render_thread() as render_executor:
             preprocessing.load_decoders()
             await _preload_static_files()
             pipeline.start()
-            tasks = [asyncio.create_task(keys.reload_every(KEYS_RELOAD_S))]
-            if settings.weights_poll_s:
-                tasks.append(asyncio.create_task(repository.load_on_change(file_watch, settings.weights_poll_s)))
-            if candidates and settings.shadow_weights:
-                tasks.append(asyncio.create_task(_load_shadow(candidates, settings.shadow_weights, settings)))
-                lifecycle.on_reload.append(candidates.load)
             # a batch in the engine process waits for those of other front ends; that process has the watchdog
             limit_s = settings.inference_timeout_s if link is None else inf
-            tasks.append(asyncio.create_task(watch(pipeline.batcher, lifecycle, limit_s)))
-            tasks.append(asyncio.create_task(capacity.repeat(_sampler(pipeline, metrics, usage))))
+            works = [
+                keys.reload_every(KEYS_RELOAD_S),
+                watch(pipeline.batcher, lifecycle, limit_s),
+                capacity.repeat(_sampler(pipeline, metrics, usage)),
+            ]
+            if settings.weights_poll_s:
+                works.append(repository.load_on_change(file_watch, settings.weights_poll_s))
+            if candidates and settings.shadow_weights:
+                works.append(_load_shadow(candidates, settings.shadow_weights, settings))
+                lifecycle.on_reload.append(candidates.load)
+            tasks = [_start_task(work) for work in works]
             stop_observing = _observe_memory(pipeline, metrics)
             lifecycle.phase = Phase.READY
             sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
             gc.freeze()  # what exists now stays: collections need not traverse the libraries again
-            state = State(settings, lifecycle, metrics, drift, keys, statistics, pipeline, repository, executor)
+            threads = parse_thread, render_executor
+            state = State(settings, lifecycle, metrics, drift, keys, statistics, pipeline, repository, *threads)
             yield {"service": state}
             stop_observing()
             for task in tasks:
@@ -117,9 +122,20 @@ def lifespan(
     return run
 
 
+def _start_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_failure)
+    return task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("a background task failed", exc_info=error)
+
+
 @contextmanager
-def _parser_thread() -> Iterator[Executor]:
-    executor = ThreadPoolExecutor(1, "parse")
+def _render_thread() -> Iterator[Executor]:
+    executor = ThreadPoolExecutor(1, "render")
     try:
         yield executor
     finally:
@@ -224,13 +240,14 @@ def _observer(metrics: Metrics, statistics: Statistics, usage: EngineUsage) -> C
 
 
 def _sampler(pipeline: Pipeline, metrics: Metrics, usage: EngineUsage | None) -> Callable[[], None]:
-    """Writes the capacity and the utilization of each resource; created and called on the event loop."""
+    """Writes queue size, capacity and the utilization of each resource; created and called on the event loop."""
     event_loop = BusyShare(lambda: (time.thread_time(),))
     decoder = BusyShare(lambda: pipeline.decoder_busy_s)
 
     def sample() -> None:
         metrics.observe_utilization("event_loop", event_loop.sample())
         metrics.observe_utilization("decoder", decoder.sample())
+        metrics.queue.set(pipeline.batcher.queue.size)  # also here: a scrape reaches one of several processes
         if usage:
             metrics.observe_engine(*usage.sample(pipeline.classifier.cost))
 

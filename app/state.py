@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.auth import ApiKeys
+from app.api.parse_thread import ParseThread
 from app.inference.classifier import Classifier
 from app.inference.pipeline import Pipeline
 from app.inference.repository import Repository
@@ -27,7 +28,8 @@ class State:
     statistics: Statistics
     pipeline: Pipeline
     repository: Repository
-    executor: Executor  # decompresses bodies and parses large tensors
+    parse_thread: ParseThread  # decompresses bodies and parses large tensors
+    render_executor: Executor  # renders large responses
 
     @property
     def classifier(self) -> Classifier:

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from app.engines import Output, channel
+from app.engines.batch_cost import BatchCost
 from app.engines.channel import REQUEST, Description, Layout
 from app.engines.remote import RemoteEngine
 from app.engines.server import EngineModel, EngineServer
@@ -17,6 +18,7 @@ from app.model import weights
 from benchmarks.images import Images
 
 MAX_BATCH = 64
+COST = BatchCost(0.0, 0.0, MAX_BATCH)  # has no effect here
 CALLS, WARM_UP_CALLS = 3000, 200
 
 
@@ -28,7 +30,7 @@ def respond(images: Images, exclusive: bool) -> Output:
 def serve(link: socket.socket) -> None:
     bundled = weights.load(weights.BUNDLED)
     card = bundled.card.model_dump(mode="json")
-    description = Description("none", "cpu", "float32", bundled.sha256, card, Layout(MAX_BATCH, 32, 10), 1)
+    description = Description("none", "cpu", "float32", bundled.sha256, card, Layout(MAX_BATCH, 32, 10), COST, 1)
     server = EngineServer(MAX_BATCH)
     server.start()
     channel.receive(link, REQUEST.size)

@@ -23,6 +23,7 @@ from app.model.card import NAME_PATTERN
 from training.recipe import DEFAULT_RECIPES, IMMUTABLE_FIELDS, SECTIONS, Recipe
 
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "FILE"}
+CHOICES = ("finetune", "class_balance")  # fields with the value `auto`
 OPERATORS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 logger = logging.getLogger(__name__)
@@ -116,16 +117,27 @@ def from_flags(arguments: argparse.Namespace, resumed_from: Recipe | None = None
     Raises SettingsError, in one line, for an invalid value or one that a resumed run cannot change.
     """
     flags = {name: getattr(arguments, name) for name in given(arguments)}
+    if resumed_from:  # the checkpoint has what `auto` chose
+        flags = {name: value for name, value in flags.items() if name not in CHOICES or value != "auto"}
+    if "epochs" in flags and "max_steps" not in flags:
+        flags["max_steps"] = 0  # of the default recipe or of the checkpoint; it would take precedence
     # Flags that are not given keep the value of the checkpoint, not the default.
     base = resumed_from or DEFAULT_RECIPES[flags.get("arch", "convnet")]
-    try:
-        recipe = Recipe.model_validate(base.model_dump() | flags)
-    except ValidationError as error:
-        raise SettingsError(one_line(error)) from None
-    changed = [name for name in IMMUTABLE_FIELDS if getattr(recipe, name) != getattr(base, name)]
+    recipe = validated(base.model_dump() | flags)
+    # A checkpoint of 0.1 has no choice of fine-tuning.
+    fixed = (*IMMUTABLE_FIELDS, "finetune") if base.finetune != "auto" else IMMUTABLE_FIELDS
+    changed = [name for name in fixed if getattr(recipe, name) != getattr(base, name)]
     if resumed_from and changed:
         raise SettingsError(f"--resume cannot change {', '.join(map(_flag, changed))}.")
     return recipe
+
+
+def validated(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of these fields; raises SettingsError, in one line."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(one_line(error)) from None
 
 
 def replace_deprecated(argv: Sequence[str], names: Mapping[str, str]) -> list[str]:

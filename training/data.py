@@ -45,7 +45,7 @@ class Split:
 class Dataset(NamedTuple):
     """A split that was not requested, or that the data lack, is empty; `val` is None without a validation part.
 
-    `dark_16_bit` lists files of 16 bits a channel whose values need 12: the service sees them nearly black, too.
+    `dark_16_bit` lists files of 16 bits a channel whose values need 12: in the service they are nearly black, too.
     `rejected` lists unreadable files with the reason, `notes` what else a person should see, a line each. `held_out` is
     the fraction and the seed of a test part that was held out; fraction 0 for data with parts of their own.
     """
@@ -174,7 +174,7 @@ def train_val_split(split: Split, val_fraction: float, seed: int) -> tuple[Split
 
 
 def val_mask(split: Split, val_fraction: float, seed: int) -> Tensor:
-    """Mask bool [N] of the validation images: a share of each class, and at least one image.
+    """Mask bool [N] of the validation images: a share of each class, but neither none nor all of its images.
 
     Raises DataError for a class of one image.
     """
@@ -185,7 +185,8 @@ def val_mask(split: Split, val_fraction: float, seed: int) -> Tensor:
         members = order[split.labels[order] == label]
         if len(members) < 2:
             raise DataError("Every class needs two training images: one of them is for validation.")
-        mask[members[: max(1, round(val_fraction * len(members)))]] = True
+        held_out = max(1, round(val_fraction * len(members)))
+        mask[members[: min(held_out, len(members) - 1)]] = True
     return mask
 
 
@@ -234,7 +235,7 @@ class _Reader:
         return Split(torch.from_numpy(images), torch.tensor([label for _, label in read]))
 
     def _decode(self, items: Sequence[Item]) -> list[DecodedImage | str]:
-        if all(isinstance(item.source, np.ndarray) for item in items):  # nothing to decode: no thread pays
+        if all(isinstance(item.source, np.ndarray) for item in items):  # nothing to decode: threads save no time
             return [pictures.decode_source(item.source, self._size) for item in items]
         # Threads are enough: Pillow releases the interpreter's lock while it decodes.
         with ThreadPoolExecutor() as pool:

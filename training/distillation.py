@@ -1,6 +1,6 @@
 """Targets from a trained network for another one to learn (Hinton et al. 2015, arXiv 1503.02531).
 
-The targets average several views of an image: training pays for the test-time augmentation that serving does without.
+The targets average several views of an image: training computes the test-time augmentation, so that serving needs none.
 """
 
 from functools import partial

@@ -44,23 +44,30 @@ def quantized_state(network: nn.Module) -> Tensors:
 
 def build_card(name: str, dataset: Dataset, recipe: Recipe, network: nn.Module) -> ModelCard:
     """The card before training, without results; raises SettingsError for an invalid name or class."""
+    return model_card(
+        name=name,
+        classes=dataset.classes,
+        input_size=recipe.image_size,
+        architecture=recipe.arch,
+        arguments=recipe.network_arguments(len(dataset.classes)),
+        parameters=sum(p.numel() for p in network.parameters()),
+        forward_gflops=_forward_gflops(network, recipe.image_size),
+        temperature=1,  # until `export` fits it
+        test_accuracy=None,
+        dataset=dataset.name,
+        recipe=recipe.model_dump(mode="json") | dict(zip(HELD_OUT, dataset.held_out, strict=True)),
+    )
+
+
+def model_card(**fields: Any) -> ModelCard:
+    """The card with these fields; raises SettingsError, in one line, for a value or a combination that is invalid."""
     try:
-        return ModelCard(
-            name=name,
-            classes=dataset.classes,
-            input_size=recipe.image_size,
-            architecture=recipe.arch,
-            arguments=recipe.network_arguments(len(dataset.classes)),
-            parameters=sum(p.numel() for p in network.parameters()),
-            forward_gflops=_forward_gflops(network, recipe.image_size),
-            temperature=1,  # until `export` fits it
-            test_accuracy=None,
-            dataset=dataset.name,
-            recipe=recipe.model_dump(mode="json") | dict(zip(HELD_OUT, dataset.held_out, strict=True)),
-        )
+        return ModelCard(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise SettingsError(f"Invalid {first['loc'][0]} {first['input']!r}: {first['msg'].lower()}.") from error
+        message = first["msg"].removeprefix("Value error, ").lower()
+        where = f"{first['loc'][0]} {first['input']!r}" if first["loc"] else "model card"  # of all fields together
+        raise SettingsError(f"Invalid {where}: {message}.") from error
 
 
 def export(

@@ -9,18 +9,20 @@ from numpy.typing import NDArray
 from app import engines
 from app.engines.pytorch import load_network
 from app.model.card import ModelCard, Stage
+from app.model.networks import ConvNet
 from app.model.weights import Weights, cascade_state
 from training import calibration, metrics
 from training.baseline import with_histograms
 from training.cascade import reference_outputs
 from training.data import Dataset, Split
 from training.exits import choose_thresholds, probabilities_of, reaching
-from training.export import RANGE_IMAGES, reference_images, split_results
+from training.export import RANGE_IMAGES, model_card, reference_images, split_results
+from training.features import network_features
 from training.linear_head import LinearHead
 from training.ood import with_ood
 from training.recipe import Recipe
+from training.selection import Validation
 
-OOD_SHARE = 5  # one image of so many gives the quantiles of the out-of-distribution score
 MIN_EXIT = 0.9  # lowest confidence with which an image leaves before its flip: few images estimate no lower one
 
 
@@ -30,10 +32,11 @@ def compose(
     recipe: Recipe,
     backbone: Weights,
     head: LinearHead,
-    train: Split,
+    held_out: Validation,
     device: str = "auto",
 ) -> Weights:
     """The calibrated weights, without test results. Calibration is fitted to out-of-fold predictions."""
+    train = dataset.train.select(held_out.head_images())
     network = _network(name, dataset, recipe, backbone, head, train)
     weights = torch.from_numpy(_image_weights(head))
     labels = torch.from_numpy(head.labels)
@@ -44,9 +47,11 @@ def compose(
         key.replace("val_", "cross_validated_"): value
         for key, value in split_results("val", _out_of_fold(head, temperatures), labels).items()
     }
+    if not head.hflip:
+        network = calibration.with_card(network, temperature=temperatures[0], results=results)
+    scored = _with_ood(network, head, dataset.train, held_out.mask, device)
     if head.hflip:
-        return _with_flip(_with_ood(network, train, device), head, temperatures, results, train)
-    scored = _with_ood(calibration.with_card(network, temperature=temperatures[0], results=results), train, device)
+        return _with_flip(scored, head, temperatures, results, train)
     return with_histograms(scored, train, _out_of_fold(head, temperatures).numpy())
 
 
@@ -60,28 +65,36 @@ def _out_of_fold(head: LinearHead, temperatures: list[float]) -> torch.Tensor:
     return torch.from_numpy(head.log_probabilities() / np.float32(temperature)).softmax(1)
 
 
-def evaluate(weights: Weights, test: Split, device: str = "auto") -> tuple[Weights, torch.Tensor]:
-    """The weights with test results on the card, and probabilities float32 [N, classes] of the engine that serves."""
-    probabilities = metrics.predict(engines.load(weights, device), test.images)
-    results = weights.card.results | split_results("test", probabilities, test.labels)
-    accuracy = round(metrics.accuracy(probabilities, test.labels), 6)
-    card = weights.card.model_copy(update={"results": results, "test_accuracy": accuracy})
-    return weights._replace(card=card), probabilities
+def evaluate(weights: Weights, name: str, split: Split, device: str = "auto") -> tuple[Weights, torch.Tensor]:
+    """The weights with results of the split `val` or `test` on the card, and probabilities float32 [N, classes].
+
+    They are of the engine that serves.
+    """
+    probabilities = metrics.predict(engines.load(weights, device), split.images)
+    changes: dict[str, Any] = {"results": weights.card.results | split_results(name, probabilities, split.labels)}
+    if name == "test":
+        changes["test_accuracy"] = round(metrics.accuracy(probabilities, split.labels), 6)
+    return weights._replace(card=weights.card.model_copy(update=changes)), probabilities
 
 
 def _image_weights(head: LinearHead) -> NDArray[np.float32]:
     """Weights [N] of the images in the likelihood that the temperature maximises, as in the head's fit."""
-    counts = np.bincount(head.labels)
-    weights = len(head.labels) / (np.count_nonzero(counts) * counts[head.labels])
+    return _class_weights(head)[head.labels]
+
+
+def _class_weights(head: LinearHead) -> NDArray[np.float32]:
+    """Weight [classes] of an image of each class, as in the head's fit."""
+    counts = np.bincount(head.labels, minlength=len(head.weight))
+    weights = len(head.labels) / (np.count_nonzero(counts) * counts.clip(min=1))
     return (weights if head.balanced else np.ones_like(weights)).astype(np.float32)
 
 
 def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, head: LinearHead, train: Split) -> Weights:
-    """The backbone's tensors with the new head."""
+    """The backbone's tensors with the new head; raises SettingsError for an invalid name or class."""
     classes, width = head.weight.shape
     state = dict(backbone.state)
-    state["head.weight"] = (head.weight * width).astype(np.float16)  # ConvNet divides its logits by the width
-    card = ModelCard(
+    state["head.weight"] = _stored(head.weight)
+    card = model_card(
         name=name,
         classes=dataset.classes,
         input_size=backbone.card.input_size,
@@ -98,11 +111,21 @@ def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, hea
     return calibration.with_card(weights, activation_ranges=_ranges(weights, backbone, train))
 
 
-def _with_ood(weights: Weights, train: Split, device: str) -> Weights:
-    """The weights with an out-of-distribution score, whose quantiles are of images that its statistics leave out."""
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    held_out = len(train) // OOD_SHARE
-    return with_ood(weights, train.select(order[held_out:]), train.select(order[:held_out]), device)
+def _stored(weight: NDArray[np.float32]) -> NDArray[np.float16]:
+    stored: NDArray[np.float16] = (weight * weight.shape[1]).astype(np.float16)  # ConvNet divides logits by the width
+    return stored
+
+
+def _with_ood(weights: Weights, head: LinearHead, images: Split, mask: torch.Tensor, device: str) -> Weights:
+    """The weights with an out-of-distribution score, whose quantiles are of the validation images `mask` bool [N].
+
+    Neither the statistics nor the head of the quantiles were fitted to these: a head is too confident of images that
+    it was fitted to.
+    """
+    start = weights._replace(state={**weights.state, "head.weight": _stored(head.start_weight)})
+    scored = with_ood(calibration.with_card(start), images.select(~mask), images.select(mask), device)
+    card = weights.card.model_copy(update={"ood": scored.card.ood})
+    return weights._replace(card=card, state={**scored.state, "head.weight": weights.state["head.weight"]})
 
 
 def _ranges(weights: Weights, backbone: Weights, train: Split) -> dict[str, float]:
@@ -146,14 +169,23 @@ def _with_flip(
     return with_histograms(weights, train, np.where(reached[1][:, None], mean, single))
 
 
-def wins(probabilities: torch.Tensor, val: Split, head: LinearHead, mask: torch.Tensor) -> tuple[bool, str]:
+def start_logits(backbone: Weights, head: LinearHead, images: torch.Tensor) -> torch.Tensor:
+    """Logits float32 [N, classes] of the head that was fitted without the validation images, as it is served."""
+    network = load_network(backbone)
+    assert isinstance(network, ConvNet)
+    views = (images, images.flip(2)) if head.hflip else (images,)
+    features = np.mean([network_features(network, view) for view in views], axis=0)
+    return torch.from_numpy(features @ head.start_weight.T)
+
+
+def wins(logits: torch.Tensor, head_logits: torch.Tensor, val: Split, head: LinearHead) -> tuple[bool, str]:
     """Whether a fine-tuned network's accuracy on `val` exceeds the head's by more than a standard error, and why.
 
-    `probabilities` float32 [V, classes] are of the network; `mask` bool [N] selects the same images of the head.
+    `logits` float32 [V, classes] are of the network, `head_logits` of `start_logits`: both were fitted to the same
+    images. Classes have the weights of the head's fit.
     """
-    own = (probabilities.argmax(1) == val.labels).double()
-    other = torch.from_numpy(head.log_probabilities()[mask.numpy()].argmax(1) == head.labels[mask.numpy()]).double()
-    weights = torch.from_numpy(_image_weights(head)[mask.numpy()]).double()
+    own, other = ((scores.argmax(1) == val.labels).double() for scores in (logits, head_logits))
+    weights = torch.from_numpy(_class_weights(head)).double()[val.labels]
     difference = (own - other) * weights / weights.mean()
     error = float(difference.std(correction=0)) / len(val) ** 0.5
     means = [float((each * weights).sum() / weights.sum()) for each in (own, other)]

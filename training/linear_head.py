@@ -28,6 +28,7 @@ Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]  # positions to fit 
 class LinearHead(NamedTuple):
     """Logits are `features @ weight.T`, weight float32 [classes, D], without bias as ConvNet's head.
 
+    `start_weight` [classes, D] is of a head that was fitted without the validation images: a network starts from it.
     `labels` int64 [N] are of the images. Log-probabilities float32 [N, classes] are out of fold: those of an image come
     from a head that was fitted without it. `single` and `mean` are of the images and of the mean of image and flip;
     `magnified` [2, N, classes] holds both for magnified images. `flip_loss` is the accuracy that heads fitted to images
@@ -35,6 +36,7 @@ class LinearHead(NamedTuple):
     """
 
     weight: Array
+    start_weight: Array
     labels: Labels
     inverse_penalty: float
     hflip: bool
@@ -50,11 +52,19 @@ class LinearHead(NamedTuple):
 
 
 def fit(
-    views: Views, labels: Labels, classes: int, balanced: bool, hflip: bool | None, inverse_penalty: float, seed: int
+    views: Views,
+    labels: Labels,
+    classes: int,
+    balanced: bool,
+    hflip: bool | None,
+    inverse_penalty: float,
+    seed: int,
+    held_out: NDArray[np.bool_] | None = None,
 ) -> LinearHead:
     """Fits the head; `hflip` None and `inverse_penalty` 0 are chosen by cross-validation.
 
-    Every class needs two images. Flips are off where heads that were fitted to images classify flips worse.
+    Every class needs two images. `held_out` [N] selects the validation images, none by default. Flips are off where
+    heads that were fitted to images classify flips worse.
     """
     scale = views.plain.std(0) + np.float32(1e-3)
     scaled = np.stack(views) / scale  # [4, N, D]
@@ -65,10 +75,15 @@ def fit(
         hflip = _is_harmless(flip_loss)
     if hflip:
         chosen = _cross_validated(scaled, True, labels, classes, folds, balanced, inverse_penalty)
-    weight = _fit(_inputs(scaled, hflip), labels, classes, balanced, chosen.inverse_penalty) / scale
+    inputs = _inputs(scaled, hflip)
+    weight = start_weight = _fit(inputs, labels, classes, balanced, chosen.inverse_penalty) / scale
+    if held_out is not None and held_out.any():
+        fitted = ~held_out
+        start_weight = _fit(inputs[fitted], labels[fitted], classes, balanced, chosen.inverse_penalty) / scale
     plain, flipped, magnified, magnified_flipped = chosen.logits
     return LinearHead(
         weight=weight,
+        start_weight=start_weight,
         labels=labels,
         inverse_penalty=chosen.inverse_penalty,
         hflip=hflip,

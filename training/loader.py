@@ -37,14 +37,18 @@ class Loader:
         world_size: int = 1,
         teacher: Teacher | None = None,
         device: torch.device = CPU,
+        classes: int = 0,
     ) -> None:
-        """Images and labels are kept, augmented and yielded on the device."""
+        """Images and labels are kept, augmented and yielded on the device.
+
+        `classes` is the number of the network's classes, of which the last ones may have no images.
+        """
         self.split = split
         self.teacher = teacher
         self.recipe = recipe
         self.rank = rank
         # Weighted by these, every class has the same share in the loss; the mean weight of an image is 1.
-        counts = torch.bincount(split.labels)
+        counts = torch.bincount(split.labels, minlength=classes)
         self.class_weights = len(split) / (counts.count_nonzero() * counts.clamp_min(1))  # float32 [classes]
         # Every process has the same number of images, as averaged gradients assume.
         self.local_batch_size = max(1, min(recipe.batch_size, len(split)) // world_size)
@@ -73,7 +77,7 @@ class Loader:
             if recipe.mixup:  # before cutout, so that the square stays empty
                 images = augment.mixup(images, self._mixup_partners(generator), recipe.mixup, generator)
             images = augment.cutout(images, recipe.cutout, self._mean_colour, generator)
-            # The teacher sees the image before JPEG: the student learns the clean image's targets for the lossy one.
+            # The teacher gets the image before JPEG: the student learns the clean image's targets for the lossy one.
             targets = self.teacher(index, images) if self.teacher else None
             images = augment.random_jpeg(images, recipe.jpeg_prob, recipe.jpeg_quality, generator)
             yield Batch(images, self._labels[augment.upload(index, self._labels.device)], targets)

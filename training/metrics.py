@@ -94,22 +94,23 @@ def evaluate(name: str, probabilities: Tensor, labels: Tensor) -> EvalResult:
 def classification_metrics(probabilities: Tensor, labels: Tensor, classes: list[str]) -> dict[str, Any]:
     """`evaluate`, precision, recall and F1 per class and their mean, confusion matrix and reliability, as JSON.
 
-    `balanced_accuracy` is the mean recall of the classes that have images, `majority_baseline` the accuracy of always
-    predicting the most frequent class, `never_predicted` lists classes.
+    Means are over the classes that have images; `balanced_accuracy` is that of recall. `majority_baseline` is the
+    accuracy of always predicting the most frequent class, `never_predicted` lists classes.
     """
     result, predicted, indices = evaluate("", probabilities, labels), probabilities.argmax(1), range(len(classes))
     per_class = classification_report(labels, predicted, labels=indices, output_dict=True, zero_division=0)
-    per_class_rows = [per_class[str(i)] for i in indices]
+    present = [per_class[str(i)] for i in indices if per_class[str(i)]["support"]]
+    means = {name: float(np.mean([row[name] for row in present])) for name in ("precision", "recall", "f1-score")}
     return {
         "images": len(labels),
         "accuracy": result.accuracy,
-        "balanced_accuracy": float(np.mean([row["recall"] for row in per_class_rows if row["support"]])),
-        "macro_f1": per_class["macro avg"]["f1-score"],
-        "majority_baseline": max(row["support"] for row in per_class_rows) / len(labels),
+        "balanced_accuracy": means["recall"],
+        "macro_f1": means["f1-score"],
+        "majority_baseline": max(row["support"] for row in present) / len(labels),
         "never_predicted": [name for i, name in enumerate(classes) if not (predicted == i).any()],
         "interval_95": result.interval_95,
         "calibration_error": result.calibration_error,
-        "macro_average": per_class["macro avg"],
+        "macro_average": means | {"support": float(len(labels))},
         "per_class": {name: per_class[str(i)] for i, name in enumerate(classes)},
         "confusion": confusion_matrix(labels, predicted, labels=indices).tolist(),
         "reliability": reliability(probabilities, labels),

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from app.errors import SettingsError
 from app.model.weights import save
-from training import finetune, metrics, report
+from training import cli, finetune, metrics, report
+from training.audit import summary
 from training.data import Dataset, Split
 from training.history import Epoch
-from training.selection import Plan
+from training.plan import Plan
+from training.selection import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,32 @@ class Output(NamedTuple):
     file: Path
     run_dir: Path
     no_test: bool
+
+
+def check_names(name: str, **files: str) -> None:
+    """Raises SettingsError, before the data are read, for an invalid name or a file of a flag that does not exist."""
+    cli.check_name(name)
+    for flag, file in files.items():
+        if file and not Path(file).is_file():
+            raise SettingsError(f"--{flag.replace('_', '-')}: there is no file {file}.")
+
+
+def report_files(dataset: Dataset) -> None:
+    """Prints what was read, and logs what was rejected or is suspicious."""
+    print(
+        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
+        f"{len(dataset.classes)} classes"
+    )
+    print(report.class_counts(dataset.classes, dataset.train.labels))
+    for line in (*dataset.notes, *summary.lines(dataset)):
+        print(line)
+    if dataset.dark_16_bit:
+        logger.warning(
+            "%d files of 16 bits a channel use the lowest 12 bits only and are nearly black, such as %s; "
+            "multiply their values by 16",
+            len(dataset.dark_16_bit),
+            dataset.dark_16_bit[0],
+        )
 
 
 def refuse_used_names(out: Path, run_dir: Path) -> None:
@@ -51,18 +79,24 @@ def new_folders(*folders: Path) -> Iterator[None]:
         raise
 
 
-def write_head(output: Output, dataset: Dataset, plan: Plan, device: str = "auto") -> None:
-    """The weights file of a linear head and its report, on cross-validated predictions without test images."""
+def write_head(output: Output, dataset: Dataset, plan: Plan, held_out: Validation, device: str = "auto") -> None:
+    """The weights file of a linear head and its report.
+
+    Without test images that is on the data's own validation images, or else on cross-validated predictions.
+    """
     assert plan.head is not None
     assert plan.backbone is not None
     start = f"{plan.backbone.card.name} {plan.backbone.version}"
     recorded = plan.recipe.model_copy(update={"initial_weights": start, "hflip": plan.head.hflip})
-    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, dataset.train, device)
-    if output.no_test:
-        name, split, probabilities = "cross-validated", dataset.train, finetune.cross_validated(plan.head, loaded.card)
-    else:
-        loaded, probabilities = finetune.evaluate(loaded, dataset.test, device)
+    loaded = finetune.compose(output.name, dataset, recorded, plan.backbone, plan.head, held_out, device)
+    name, split = "cross-validated", dataset.train.select(held_out.head_images())
+    probabilities = finetune.cross_validated(plan.head, loaded.card)
+    if held_out.own:
+        name, split = "validation", dataset.train.select(held_out.mask)
+        loaded, probabilities = finetune.evaluate(loaded, "val", split, device)
+    if not output.no_test:
         name, split = "test", dataset.test
+        loaded, probabilities = finetune.evaluate(loaded, name, split, device)
     save(output.file, *loaded[:4], loaded.reference_stages)
     write_report(output, name, [], probabilities, split, dataset, plan)
 

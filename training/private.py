@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,12 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from app import engines
 from app.errors import DataError, SettingsError
 from app.model import weights as weights_file
-from app.model.card import ModelCard
 from app.model.weights import BUNDLED, Weights
 from training import calibration, data, metrics, outputs
 from training.data import Dataset
 from training.datasets import selection
-from training.export import split_results
+from training.export import model_card, split_results
 from training.features import extract_features, load_backbone
 from training.recipe import Recipe
 
@@ -42,6 +40,14 @@ MAX_DELTA = 1e-5
 PHYSICAL_BATCH = 1024  # images whose gradients are in memory at once
 ACCOUNTANT = "rdp"  # an upper bound; docs/private-training.md compares it with the exact value
 
+# Flags of `training.train` without effect, and their defaults.
+DEFAULTS = {
+    "resume": False,
+    "unread_test": False,
+    "compile": False,
+    "tensorboard": False,
+    "checkpoint_interval_s": 60.0,
+}
 USED_FIELDS = {"initial_weights"}  # of the recipe; the others do not apply
 
 NO_OPACUS = "--dp-epsilon needs Opacus; it is the extra 'private': pip install '.[private]'."
@@ -66,23 +72,33 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Features, head, weights file, report. Raises SettingsError, DataError or OSError."""
     _check(arguments)
+    name = arguments.name or arguments.out.stem
+    outputs.check_names(name, initial_weights=arguments.initial_weights or "")
+    run_dir: Path = arguments.run_dir or Path("runs") / name
+    if not arguments.overwrite:
+        outputs.refuse_used_names(arguments.out, run_dir)
+    with outputs.new_folders(run_dir, arguments.out.parent):
+        _train(arguments, name, run_dir)
+
+
+def _train(arguments: argparse.Namespace, name: str, run_dir: Path) -> None:
     start = Path(arguments.initial_weights or BUNDLED)
     backbone = load_backbone(start)
-    name = arguments.name or arguments.out.stem
     if arguments.download:
         data.download(arguments.data, arguments.dataset or "cifar10")
     splits = ["train"] if arguments.no_test else data.SPLITS
     dataset = data.load(arguments.data, backbone.card.input_size, splits, selection.from_flags(arguments))
+    outputs.report_files(dataset)
     budget = plan(arguments.dp_epsilon, arguments.dp_delta, len(dataset.train))
     public = extract_features(start, torch.from_numpy(backbone.reference_images))
     features = extract_features(start, dataset.train.images)
     head = train_head(features, dataset.train.labels, len(dataset.classes), public, budget)
     weights = build_weights(name, backbone, dataset, head, budget)
     print(
-        f"{dataset.name}: head of {len(dataset.classes)} classes on {len(dataset.train)} images, "
-        f"epsilon {budget.epsilon:.2f}, delta {budget.delta:.1e}, noise multiplier {budget.noise_multiplier:.2f}"
+        f"head of {len(dataset.classes)} classes on {len(dataset.train)} images, epsilon {budget.epsilon:.2f}, "
+        f"delta {budget.delta:.1e}, noise multiplier {budget.noise_multiplier:.2f}"
     )
-    _finish(arguments, weights, dataset)
+    _finish(arguments, run_dir, weights, dataset)
 
 
 def plan(epsilon: float, delta: float | None, images: int) -> Budget:
@@ -90,7 +106,7 @@ def plan(epsilon: float, delta: float | None, images: int) -> Budget:
     accountants = _opacus().accountants
     delta = min(MAX_DELTA, 0.1 / images) if delta is None else delta
     if delta >= 1 / images:
-        raise SettingsError(f"--dp-delta {delta:g} is not below 1 / {images} images; such a bound protects nobody.")
+        raise SettingsError(f"--dp-delta {delta:g} is not below 1 / {images} images; such a bound has no meaning.")
     with _quiet():
         try:
             noise = accountants.utils.get_noise_multiplier(
@@ -134,7 +150,7 @@ def _fit(head: nn.Linear, dataset: TensorDataset, budget: Budget) -> None:
     """Full-batch DP-SGD. Every image takes part in every step, so the accountant's sample rate is 1."""
     opacus = _opacus()
     noise = torch.Generator()
-    noise.seed()  # from the system: who knows the seed of a run could subtract its noise
+    noise.seed()  # from the system: the noise could be subtracted by anyone with the seed of a run
     with _quiet():
         engine = opacus.PrivacyEngine(accountant=ACCOUNTANT)
         module, optimizer, loader = engine.make_private(
@@ -173,29 +189,25 @@ def build_weights(name: str, backbone: Weights, dataset: Dataset, head: Tensor, 
         "steps": STEPS,
         "batch_size": len(dataset.train),
     }
-    try:
-        card = ModelCard(
-            name=name,
-            classes=dataset.classes,
-            input_size=old.input_size,
-            architecture=old.architecture,
-            arguments={**old.arguments, "classes": len(dataset.classes)},
-            parameters=old.parameters + (len(dataset.classes) - len(old.classes)) * width,
-            forward_gflops=old.forward_gflops,
-            temperature=1.0,
-            activation_ranges=old.activation_ranges,
-            test_accuracy=None,
-            dataset=dataset.name,
-            recipe=recipe,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"Invalid {first['loc'][0]} {first['input']!r}: {first['msg'].lower()}.") from error
+    card = model_card(
+        name=name,
+        classes=dataset.classes,
+        input_size=old.input_size,
+        architecture=old.architecture,
+        arguments={**old.arguments, "classes": len(dataset.classes)},
+        parameters=old.parameters + (len(dataset.classes) - len(old.classes)) * width,
+        forward_gflops=old.forward_gflops,
+        temperature=1.0,
+        activation_ranges=old.activation_ranges,
+        test_accuracy=None,
+        dataset=dataset.name,
+        recipe=recipe,
+    )
     weights = backbone._replace(card=card, state=state, sha256="", reference_stages=None)
     return weights._replace(reference_probabilities=calibration.reference_outputs(weights))
 
 
-def _finish(arguments: argparse.Namespace, weights: Weights, dataset: Dataset) -> None:
+def _finish(arguments: argparse.Namespace, run_dir: Path, weights: Weights, dataset: Dataset) -> None:
     """Writes the file, and a report on held-out images where there are any."""
     split_name, split = ("test", dataset.test) if len(dataset.test) else ("val", dataset.val)
     if split:
@@ -204,9 +216,8 @@ def _finish(arguments: argparse.Namespace, weights: Weights, dataset: Dataset) -
         accuracy = round(metrics.accuracy(probabilities, split.labels), 6) if split_name == "test" else None
         weights = weights._replace(card=weights.card.model_copy(update={"results": results, "test_accuracy": accuracy}))
         name = weights.card.name
-        folder = arguments.run_dir or Path("runs") / name
-        outputs.write_metrics(folder, f"{name}, {split_name} images", split, probabilities, weights.card.classes)
-        print(f"{split_name} accuracy {results[f'{split_name}_accuracy']:.2%}; report in {folder}/report.md")
+        outputs.write_metrics(run_dir, f"{name}, {split_name} images", split, probabilities, weights.card.classes)
+        print(f"{split_name} accuracy {results[f'{split_name}_accuracy']:.2%}; report in {run_dir}/report.md")
     weights_file.save(
         arguments.out, weights.card, weights.state, weights.reference_images, weights.reference_probabilities
     )
@@ -217,7 +228,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises SettingsError for flags that private training does not use: no flag is ignored in silence."""
     given = [name for name in Recipe.model_fields if getattr(arguments, name, None) is not None]
     unused = [f"--{name.replace('_', '-')}" for name in given if name not in USED_FIELDS]
-    unused += [flag for flag in ("--resume", "--unread-test") if getattr(arguments, flag[2:].replace("-", "_"))]
+    changed = [name for name, default in DEFAULTS.items() if getattr(arguments, name) != default]
+    unused += [f"--{name.replace('_', '-')}" for name in changed]
     if unused:
         raise SettingsError(f"--dp-epsilon trains a head only, without {', '.join(unused)}.")
 

@@ -4,6 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from app.model.card import ConvNetArguments
+
 
 class Section(BaseModel):
     """The docstring of a section is the title of its flags in `training.train --help`."""
@@ -159,12 +161,16 @@ class Recipe(NetworkFields, ScheduleFields, OptimizerFields, DistillationFields,
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
+        groups = ConvNetArguments.model_construct(classes=2, widths=list(self.widths), depth=self.depth)
+        smallest = groups.input_sizes()[0] if self.arch == "convnet" else 0
         for valid, rule in (
             (-(1 << 63) <= self.seed < 1 << 64, "--seed has at most 64 bits"),
             (self.arch != "lenet" or self.image_size == 32, "--arch lenet needs --image-size 32"),
             (self.epochs > 0 or bool(self.initial_weights), "--epochs 0 needs --initial-weights"),
+            (self.epochs > 0 or self.finetune != "head", "--finetune head excludes --epochs 0"),
             (self.arch == "convnet" or self.finetune in ("auto", "none"), "--finetune needs --arch convnet"),
             (self.finetune != "none" or not self.initial_weights, "--finetune none excludes --initial-weights"),
+            (self.image_size >= smallest, f"--widths of {len(self.widths)} groups needs --image-size {smallest}"),
             (self.cutout <= self.image_size, "--cutout is at most --image-size"),
             (self.random_crop_padding < self.image_size, "--random-crop-padding is below --image-size"),
             (not self.freeze_bn or bool(self.initial_weights), "--freeze-bn needs --initial-weights"),

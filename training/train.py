@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from app.engines.hardware import resolve_device
 from app.engines.pytorch import available_device, load_network
-from app.errors import DataError, SettingsError
+from app.errors import DataError
 from app.model import networks
 from app.model.networks import ConvNet, unfold_batchnorms
-from training import checkpoint, cli, data, export, finetune, metrics, outputs, private, report, selection
-from training.audit import summary
+from training import checkpoint, cli, data, export, finetune, metrics, outputs, private, selection
 from training.data import Dataset, Split
 from training.datasets import selection as data_selection
 from training.distillation import load_teacher
@@ -29,14 +28,13 @@ from training.distributed import DistributedContext, init_distributed
 from training.features import load_backbone
 from training.linear_head import LinearHead
 from training.loader import Loader
+from training.plan import Choice, Plan
 from training.recipe import DEPRECATED_NAMES, Recipe
-from training.selection import Plan
+from training.selection import Validation
 from training.trainer import Interrupted, Trainer
 
 WHITENING_IMAGES = 5000  # for normalisation and whitening: 12 patch directions need no more
 BN_IMAGES = 1000  # for the running means of an unfolded network
-
-logger = logging.getLogger("training")
 
 
 def run(arguments: argparse.Namespace, device: torch.device, context: DistributedContext) -> None:
@@ -45,39 +43,45 @@ def run(arguments: argparse.Namespace, device: torch.device, context: Distribute
     run_dir: Path = arguments.run_dir or Path("runs") / name
     resumed = checkpoint.load(run_dir / "checkpoint.pt") if arguments.resume else None
     recipe = cli.from_flags(arguments, Recipe.model_validate(resumed["recipe"]) if resumed else None)
-    _check_names(name, recipe)
+    outputs.check_names(name, initial_weights=recipe.initial_weights, teacher=recipe.teacher)
+    if not resumed:
+        recipe = selection.prepared(recipe, cli.given(arguments), context.world_size)
     if context.is_main and not (resumed or arguments.overwrite):
         outputs.refuse_used_names(arguments.out, run_dir)
     with outputs.new_folders(run_dir, arguments.out.parent):  # an unwritable folder should fail now, not after training
-        dataset, val_mask = data.with_validation(_load_data(arguments, recipe.image_size, context))
+        dataset, own_mask = data.with_validation(_load_data(arguments, recipe.image_size, context))
+        settled = Recipe.model_fields if resumed else cli.given(arguments)
+        held_out = selection.validation(recipe, settled, dataset.train, own_mask)
         if resumed:
             checkpoint.check_fingerprint(resumed, data.fingerprint(dataset))
-            plan = Plan(recipe, [])
+            plan = selection.resumed(recipe, cli.given(arguments), resumed.get("plan", {}))
         else:
-            plan = selection.choose(recipe, cli.given(arguments), dataset.train, context.world_size)
+            classes = len(dataset.classes)
+            plan = selection.choose(recipe, settled, dataset.train, classes, held_out, context.world_size)
             if context.is_main:
                 print(*plan.choices, sep="\n")
+                # With --overwrite: a later --resume must not continue the former run.
+                (run_dir / "checkpoint.pt").unlink(missing_ok=True)
         output = outputs.Output(name, arguments.out, run_dir, no_test=not len(dataset.test))
         if plan.recipe.finetune == "head" and plan.head is not None:
-            outputs.write_head(output, dataset, plan, str(device))
+            outputs.write_head(output, dataset, plan, held_out, str(device))
         else:
-            _train_network(arguments, output, dataset, val_mask, plan, resumed, context.device(device), context)
+            _train_network(arguments, output, dataset, held_out, plan, resumed, context.device(device), context)
 
 
 def _train_network(
     arguments: argparse.Namespace,
     output: outputs.Output,
     dataset: Dataset,
-    val_mask: Tensor | None,
+    held_out: Validation,
     plan: Plan,
     resumed: checkpoint.State | None,
     device: torch.device,
     context: DistributedContext,
 ) -> None:
-    """Network, teacher, training and export, in this order; `val_mask` selects the data's own validation part."""
+    """Network, teacher, training and export, in this order."""
     recipe = plan.recipe
-    mask = data.val_mask(dataset.train, recipe.val_fraction, recipe.seed) if val_mask is None else val_mask
-    train, val = dataset.train.select(~mask), dataset.train.select(mask)
+    train, val = dataset.train.select(~held_out.mask), dataset.train.select(held_out.mask)
     network = build_network(recipe, train, len(dataset.classes))
     # The card records the versions of other files, since paths mean nothing on another machine.
     initial = ""
@@ -90,33 +94,26 @@ def _train_network(
     card = export.build_card(output.name, dataset, recorded, network)
     # On a GPU the images stay in its memory and are augmented there.
     data_device = device if device.type == "cuda" else torch.device("cpu")
-    loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device)
+    loader = Loader(train, recipe, context.rank, context.world_size, teacher, data_device, len(dataset.classes))
     trainer = Trainer(network, recipe, loader, device, context, "inductor" if arguments.compile else "")
-    trainer.fingerprint = data.fingerprint(dataset)
+    trainer.fingerprint, trainer.plan = data.fingerprint(dataset), plan.state_dict()
     if resumed:
         trainer.load_state_dict(resumed)
     trainer.fit(val, output.run_dir, arguments.checkpoint_interval_s, arguments.tensorboard)
     if not context.is_main:  # all processes hold the same weights
         return
     final = trainer.final_network()
-    if plan.trial and plan.head is not None:
-        better, reason = finetune.wins(metrics.predict_logits(final, val.images), val, plan.head, mask)
-        print(selection.Choice("finetune", "all" if better else "head", reason))
+    if plan.trial and plan.head is not None and plan.backbone is not None:
+        head_logits = finetune.start_logits(plan.backbone, plan.head, val.images)
+        better, reason = finetune.wins(metrics.predict_logits(final, val.images), head_logits, val, plan.head)
+        print(Choice("finetune", "all" if better else "head", reason))
         if not better:
             head_plan = plan._replace(recipe=recipe.model_copy(update={"finetune": "head"}))
-            outputs.write_head(output, dataset, head_plan, str(device))
+            outputs.write_head(output, dataset, head_plan, held_out, str(device))
             return
     _, probabilities = export.export(output.file, card, dataset.test, val, final, trainer.seconds, str(device), train)
     name, split = ("validation", val) if output.no_test else ("test", dataset.test)
     outputs.write_report(output, name, trainer.history, probabilities, split, dataset, plan)
-
-
-def _check_names(name: str, recipe: Recipe) -> None:
-    """Raises SettingsError before the data is read."""
-    cli.check_name(name)
-    for flag, file in (("--initial-weights", recipe.initial_weights), ("--teacher", recipe.teacher)):
-        if file and not Path(file).is_file():
-            raise SettingsError(f"{flag}: there is no file {file}.")
 
 
 def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
@@ -131,6 +128,7 @@ def build_network(recipe: Recipe, train: Split, classes: int) -> nn.Module:
 def load_pretrained(network: nn.Module, file: Path, images: Tensor, head: LinearHead | None = None) -> str:
     """Copies the file's parameters into the network; the head, too, for the same number of classes or from `head`.
 
+    `head` starts the network with the weights that were fitted without validation images.
     `images` are training images uint8 [N, S, S, 3]. Returns name and version of the file. Raises WeightsError, or
     DataError where the networks differ in shape.
     """
@@ -146,7 +144,7 @@ def load_pretrained(network: nn.Module, file: Path, images: Tensor, head: Linear
     unfold_batchnorms(network, pretrained, images)
     if head is not None:  # from a random head, the first steps distort the features (Kumar et al. 2022)
         with torch.no_grad():
-            network.head.weight.copy_(torch.from_numpy(head.weight) * network.head.in_features)
+            network.head.weight.copy_(torch.from_numpy(head.start_weight) * network.head.in_features)
     return f"{loaded.card.name} {loaded.version}"
 
 
@@ -167,26 +165,8 @@ def _load_data(arguments: argparse.Namespace, size: int, context: DistributedCon
     unread = ["test"] if arguments.unread_test else []
     dataset = data.load(arguments.data, size, splits, data_selection.from_flags(arguments), unread)
     if context.is_main:
-        report_files(dataset)
+        outputs.report_files(dataset)
     return dataset
-
-
-def report_files(dataset: Dataset) -> None:
-    """Prints what was read, and logs what was rejected or is suspicious."""
-    print(
-        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of "
-        f"{len(dataset.classes)} classes"
-    )
-    print(report.class_counts(dataset.classes, dataset.train.labels))
-    for line in (*dataset.notes, *summary.lines(dataset)):
-        print(line)
-    if dataset.dark_16_bit:
-        logger.warning(
-            "%d files of 16 bits a channel use the lowest 12 bits only and are nearly black, such as %s; "
-            "multiply their values by 16",
-            len(dataset.dark_16_bit),
-            dataset.dark_16_bit[0],
-        )
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -210,7 +190,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda or mps [%(default)s]")
     add("--compile", action="store_true",
         help="compile the network with torch.compile: minutes at the start, then faster steps")  # fmt: skip
-    add("--checkpoint-interval-s", type=float, default=60.0, metavar="FLOAT",
+    add("--checkpoint-interval-s", type=float, default=private.DEFAULTS["checkpoint_interval_s"], metavar="FLOAT",
         help="seconds between checkpoints; one takes about 0.1 s [%(default)s]")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write TensorBoard events into --run-dir")
     data_selection.add_flags(parser)

@@ -58,7 +58,9 @@ class Trainer:
         self.optimizers = optimizers.build(self.network, recipe, loader.batch_size, self.total_steps, steps_per_epoch)
         self.step, self.seconds = 0, 0.0
         self.history: list[Epoch] = []
-        self.fingerprint: dict[str, Any] = {}  # of the training data, for the checkpoint
+        # For the checkpoint: of the training data, and the state of `training.plan.Plan`.
+        self.fingerprint: dict[str, Any] = {}
+        self.plan: dict[str, Any] = {}
         # Earlier weights of this network to average with the final ones: the initial and the previously final ones.
         self.averaged_checkpoints: list[checkpoint.State] = []
         if recipe.average_checkpoints and recipe.initial_weights:
@@ -145,6 +147,7 @@ class Trainer:
         return checkpoint.state_dict(self.network, self.optimizers) | {
             "recipe": self.recipe.model_dump(),
             "fingerprint": self.fingerprint,
+            "plan": self.plan,
             "averaged_checkpoints": self.averaged_checkpoints,
             "scaler": self.precision.scaler.state_dict(),
             "total_steps": self.total_steps,

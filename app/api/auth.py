@@ -159,9 +159,10 @@ def _parse_key(number: int, fields: list[bytes]) -> ApiKey:
         rate, burst = float(numbers[0]), int(numbers[1])
         if len(numbers) > 2 or not 0 < rate < math.inf or burst < 1:
             raise ValueError
-    except (ValueError, IndexError):
+        limit = RateLimit(rate, burst)
+    except (ValueError, IndexError, OverflowError):
         raise ValueError(f"line {number}: a key, a name, images per second and a burst of images are needed") from None
-    return ApiKey(secret, name.decode(), RateLimit(rate, burst))
+    return ApiKey(secret, name.decode(), limit)
 
 
 def describe(error: Exception) -> str:

@@ -4,9 +4,7 @@ No step holds the interpreter lock for more than 4 ms. What grows by joining or 
 """
 
 import zlib
-from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import Executor
 from time import thread_time
 
 import numpy as np
@@ -15,7 +13,7 @@ from starlette.types import Receive
 from app.errors import ClientDisconnected, MalformedUpload, TooLarge, UnsupportedImage
 
 JOINED_BYTES = 1 << 20  # up to which a body is kept in its chunks
-RESERVED_BYTES = 64 << 20  # at most, on the word of a Content-Length
+RESERVED_BYTES = 64 << 20  # at most, for a declared Content-Length
 BLOCK = 65_536  # bytes that are inflated at a time
 INFLATED_BLOCK = 1 << 20
 INFLATE_S = 0.5  # of CPU for a body; 32 MB that inflate to 32 MB take 0.1, as many of empty blocks 2.3
@@ -67,14 +65,6 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> Body:
     async for chunk in chunks(receive, headers, limit):
         collector.add(chunk)
     return collector.body()
-
-
-async def read_decoded(receive: Receive, headers: Headers, coding: str, limit: int, executor: Executor) -> Body:
-    """The whole body without its content coding; the limit applies before and after. Raises as `decompress`, too."""
-    body = await read_body(receive, headers, limit)
-    if not coding:
-        return body
-    return await get_running_loop().run_in_executor(executor, decompress, body, coding, limit)
 
 
 def content_coding(headers: Headers) -> str:

@@ -1,14 +1,15 @@
 """Runs the pipeline for one HTTP request, while its caller stays connected."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from starlette.types import Receive, Scope
 
 from app.api.auth import ApiKey
-from app.errors import ClientDisconnected, NotReady, QueueFull, RequestError
+from app.api.disconnect import run_until_disconnect
+from app.errors import NotReady, QueueFull, RequestError
 from app.inference.classifier import Classifier
 from app.inference.decoding import File
 from app.inference.pipeline import Classification, Deadline, Prediction
@@ -72,7 +73,7 @@ async def off_loop(render: Callable[[], Result], probabilities: int, service: St
     """What `render` returns, in a thread where it goes over so many probabilities that it takes milliseconds."""
     if probabilities <= INLINE_PROBABILITIES:
         return render()
-    return await asyncio.get_running_loop().run_in_executor(service.executor, render)
+    return await asyncio.get_running_loop().run_in_executor(service.render_executor, render)
 
 
 @contextmanager
@@ -94,25 +95,3 @@ def _limited(scope: Scope, service: State, key: ApiKey | None, images: int) -> I
             scope["state"]["rate_limit"] = limit.headers()
         if key and key.name:
             service.metrics.observe_key(key.name, images, accepted)
-
-
-async def run_until_disconnect(receive: Receive, work: Coroutine[object, object, Result]) -> Result:
-    """The result of `work`, which is cancelled when the caller leaves; then raises ClientDisconnected."""
-    task = asyncio.current_task()
-    assert task is not None
-    watcher = asyncio.create_task(_wait_for_disconnect(receive))
-    watcher.add_done_callback(lambda watcher: watcher.cancelled() or task.cancel())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watcher.done():
-            task.uncancel()
-            raise ClientDisconnected("The caller left before the response.") from None
-        raise
-    finally:
-        watcher.cancel()
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -8,6 +8,7 @@ from app.api.problems import MEDIA_TYPE, TYPE
 from app.model import preprocessing
 
 FILE = {"type": "string", "format": "binary"}
+COUNT = {"type": "integer", "minimum": 1, "default": 3}
 FORM = {
     "type": "object",
     "required": ["file"],
@@ -16,7 +17,8 @@ FORM = {
             "type": "array",
             "items": FILE,
             "description": "One or more images. On this page, *Add string item* adds another.",
-        }
+        },
+        "top_k": {**COUNT, "description": "As the query parameter, which has precedence."},
     },
 }
 BODY = {
@@ -31,7 +33,7 @@ TOP_K = {
     "name": "top_k",
     "in": "query",
     "description": "Number of most probable classes in the response; at most the number of classes.",
-    "schema": {"type": "integer", "minimum": 1, "default": 3},
+    "schema": COUNT,
 }
 KEYS: list[dict[str, Any]] = [{"Bearer": []}, {"X-API-Key": []}, {}]
 REQUEST: dict[str, Any] = {"parameters": [TOP_K], "requestBody": BODY, "security": KEYS}
@@ -138,6 +140,7 @@ RATE_LIMIT = {
     },
 }
 RETRY_AFTER = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}}
+HEADERS: dict[int, dict[str, Any]] = {429: {**RETRY_AFTER, **RATE_LIMIT}, 503: RETRY_AFTER}
 
 
 def _problem(status: int) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def _problem(status: int) -> dict[str, Any]:
     return {
         "description": DESCRIPTIONS[status],
         "content": content,
-        **({"headers": RETRY_AFTER} if status in (429, 503) else {}),
+        **({"headers": HEADERS[status]} if status in HEADERS else {}),
     }
 
 

@@ -19,7 +19,7 @@ from app.api.problems import TYPE
 from app.api.uploads import Upload
 from app.errors import InvalidParameter, RequestError
 from app.inference.classifier import Classifier, ood_fields, top_classes
-from app.inference.pipeline import Classification, Deadline, Prediction
+from app.inference.pipeline import Classification, Prediction
 from app.state import State
 
 DEFAULT_TOP_K = 3
@@ -86,8 +86,7 @@ async def predict(request: Request) -> Response:
     caller = caller_of(scope, service.keys.check(headers))
     with service.lifecycle.admit():
         service.pipeline.check_capacity(1, caller.name)
-        form = await uploads.read(request.receive, headers, service.settings, service.executor)
-        deadline = Deadline.after(service.settings.request_timeout_s)
+        form, deadline = await uploads.read(request.receive, headers, service.settings, service.parse_thread)
         classifier = service.classifier  # may be another one for the next request
         top_k = _top_k(scope["query_string"], form.fields, len(classifier.classes))
         files = [upload.data for upload in form.files]

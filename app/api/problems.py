@@ -13,18 +13,18 @@ from app.errors import ClientDisconnected, InvalidParameter, NotReady, RequestEr
 
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:thirtytwo:problem:"
-INFERENCE = "/v2"  # where the Open Inference Protocol lives
+INFERENCE = "/v2"  # prefix of the Open Inference Protocol
 
 
 def problem(scope: Scope, status: int, slug: str, title: str, detail: str) -> Response:
-    if _speaks_inference(scope):
+    if _is_inference_path(scope):
         return JSONResponse({"error": detail}, status)
     request_id = scope["state"]["request_id"]
     body = {"type": TYPE + slug, "title": title, "status": status, "detail": detail, "request_id": request_id}
     return Response(to_json(body), status, media_type=MEDIA_TYPE)
 
 
-def _speaks_inference(scope: Scope) -> bool:
+def _is_inference_path(scope: Scope) -> bool:
     root_path = scope.get("app_root_path", scope.get("root_path", ""))  # a mount has put its own path into the second
     path: str = scope["path"].removeprefix(root_path)
     return path == INFERENCE or path.startswith(f"{INFERENCE}/")

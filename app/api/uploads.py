@@ -5,16 +5,19 @@ import io
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from starlette.types import Receive
 
-from app.api.bodies import Body, Headers, chunks, content_coding, read_decoded
+from app.api.bodies import Body, Headers, chunks, content_coding, decompress, read_body
+from app.api.disconnect import run_until_disconnect
+from app.api.parse_thread import ParseThread
 from app.errors import MalformedUpload, RequestError, TooLarge, UnsupportedImage
+from app.inference.pipeline import Deadline
 from app.settings import Settings
 
 MAX_NAME = 255  # characters of a file name that are returned
@@ -44,28 +47,44 @@ class Form(NamedTuple):
     fields: dict[str, str]
 
 
-async def read(receive: Receive, headers: Headers, settings: Settings, executor: Executor) -> Form:
-    """Reads a multipart form or one raw file. The executor decompresses a body with a Content-Encoding.
+async def read(
+    receive: Receive, headers: Headers, settings: Settings, parse_thread: ParseThread
+) -> tuple[Form, Deadline]:
+    """Reads a multipart form or one raw file. The deadline starts when the body is complete.
 
-    Raises MalformedUpload, UnsupportedImage (another media type), TooLarge as soon as a limit is passed, and
-    ClientDisconnected.
+    The thread decompresses a body with a Content-Encoding. Raises MalformedUpload, UnsupportedImage (another media
+    type), TooLarge as soon as a limit is passed, ClientDisconnected, and what `ParseThread.run` raises.
     """
     kind, options = parse_options_header(headers.get(b"content-type", b"").decode("latin-1"))
     if kind == "multipart/form-data":
         parser = FormParser(options.get("boundary", ""), settings)
-        if coding := content_coding(headers):
-            await _feed(parser, await read_decoded(receive, headers, coding, settings.max_body_bytes, executor))
+        if content_coding(headers):
+            body, deadline = await _whole_body(receive, headers, settings.max_body_bytes, settings, parse_thread)
+            await _feed(parser, body)
         else:
             async for chunk in chunks(receive, headers, settings.max_body_bytes):
                 await _feed(parser, chunk)
-        return parser.close()
+            deadline = Deadline.after(settings.request_timeout_s)
+        return parser.close(), deadline
     if kind.startswith("image/") or kind == "application/octet-stream":
         limit = min(settings.max_file_bytes, settings.max_body_bytes)
-        body = await read_decoded(receive, headers, content_coding(headers), limit, executor)
+        body, deadline = await _whole_body(receive, headers, limit, settings, parse_thread)
         if not body:
             raise MalformedUpload("The body is empty.")
-        return Form([Upload(None, bytes(body))], {})
+        return Form([Upload(None, bytes(body))], {}), deadline
     raise UnsupportedImage(UNSUPPORTED)
+
+
+async def _whole_body(
+    receive: Receive, headers: Headers, limit: int, settings: Settings, parse_thread: ParseThread
+) -> tuple[Body, Deadline]:
+    """The body without its content coding; the limit applies before and after."""
+    body = await read_body(receive, headers, limit)
+    deadline = Deadline.after(settings.request_timeout_s)
+    if coding := content_coding(headers):
+        call = partial(decompress, body, coding, limit)
+        body = await run_until_disconnect(receive, parse_thread.run(call, deadline))
+    return body, deadline
 
 
 async def _feed(parser: "FormParser", data: Body) -> None:

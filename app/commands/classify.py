@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m app classify",
         description="Classifies image files. The settings of model, files and queue apply, as environment variables.",
-        epilog="Exit status: 0 if all files are classified, 1 if one is not, 2 if the model cannot be loaded or the output cannot be written.",
+        epilog="Exit status: 0 if all files are classified, 1 if one is not, 2 if the model cannot be loaded or "
+        "the output cannot be written.",
     )
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="image file; folder, with all images below it; - for standard input"
@@ -96,12 +97,13 @@ async def _outcomes(
 ) -> AsyncGenerator[tuple[Source, Outcome], None]:
     """In order; while one chunk of files is read, others are decoded and run."""
     batcher = pipeline.batcher
-    max_files = max(1, min(batcher.max_batch, batcher.queue.limit // CONCURRENT_CHUNKS))
+    concurrent = min(CONCURRENT_CHUNKS, batcher.queue.limit)
+    max_files = max(1, min(batcher.max_batch, batcher.queue.limit // concurrent))
     pending: deque[tuple[list[Source], asyncio.Task[list[Outcome]]]] = deque()
     for chunk in image_files.chunks(image_files.find(paths), max_files, config.max_file_bytes):
         pending.append((chunk, asyncio.create_task(classify_chunk(chunk, pipeline))))
         await asyncio.sleep(0)
-        if len(pending) == CONCURRENT_CHUNKS:
+        if len(pending) == concurrent:
             sources, task = pending.popleft()
             for pair in zip(sources, await task, strict=True):
                 yield pair

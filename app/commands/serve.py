@@ -24,6 +24,7 @@ from app.process.supervisor import Supervisor
 from app.settings import PREFIX, Settings
 from app.telemetry import logs, metrics
 
+MAX_DESCRIPTORS = 10_240  # where the system has no hard limit
 BACKLOG = 4096  # connections that wait to be accepted; one that finds no room tries again after 1, 3 and 7 s
 
 logger = logging.getLogger(__name__)
@@ -130,8 +131,9 @@ def _serve(config: uvicorn.Config, sockets: list[socket], settings: Settings) ->
 
 def raise_descriptor_limit() -> None:
     """To the hard limit: each connection needs one, and the usual soft limit is 1,024."""
-    with suppress(ImportError):  # Windows has no such limit
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit; a system may refuse a value
         import resource
 
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = max(soft, MAX_DESCRIPTORS) if hard == resource.RLIM_INFINITY else hard  # macOS refuses infinity
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -12,17 +12,15 @@ import numpy as np
 from app import memory
 from app.engines.base import Engine, Output
 from app.engines.cascade import CascadeEngine
-from app.engines.hardware import available_cpus, cpu_flags, pick_precision, resolve_device
+from app.engines.hardware import available_cpus, cpu_flags, native_precisions, resolve_device
 from app.engines.remote import RemoteEngine
-from app.errors import WeightsError
+from app.errors import DeviceError, WeightsError
 from app.model.weights import Weights
 
 __all__ = ["TOLERANCE", "CascadeEngine", "Engine", "Output", "load", "release", "verify_references"]
 
 # Largest allowed difference from a reference probability, by precision.
 TOLERANCE = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05, "int8": 0.1}
-
-PRECISIONS = ("int8", "bfloat16", "float32")  # of OpenVINO on a CPU, fastest first
 
 NO_TORCH = "The torch engine is not installed; it is the extra 'cuda': pip install '.[cuda]'."
 
@@ -61,7 +59,7 @@ def load(
     return _load("torch", weights, device, threads, precision, early_exit)
 
 
-def verify_references(engine: Engine, weights: Weights) -> None:
+def verify_references(engine: Engine, weights: Weights, exclusive: bool = True) -> None:
     """Raises WeightsError where the engine's output differs too much from the file's reference probabilities.
 
     Every stage of a cascade is verified on every reference image: an image near a threshold may leave after another
@@ -70,7 +68,7 @@ def verify_references(engine: Engine, weights: Weights) -> None:
     if isinstance(engine, RemoteEngine):
         engine.verify()
         return
-    worst = reference_difference(engine, weights)
+    worst = reference_difference(engine, weights, exclusive)
     tolerance = TOLERANCE[engine.precision]
     where = f"{engine.name} on {engine.device} in {engine.precision}"
     if not worst <= tolerance:  # also for NaN
@@ -81,14 +79,15 @@ def verify_references(engine: Engine, weights: Weights) -> None:
     logger.info("%s reproduces the reference probabilities within %.4f", where, worst)
 
 
-def reference_difference(engine: Engine, weights: Weights) -> float:
+def reference_difference(engine: Engine, weights: Weights, exclusive: bool = True) -> float:
     """The largest difference of the engine's output from a reference probability; every stage of a cascade counts."""
     if isinstance(engine, CascadeEngine) and weights.reference_stages is not None:
-        outputs = engine.run_stages(weights.reference_images, early_exit=False)
+        outputs = engine.run_stages(weights.reference_images, False, exclusive)
         probabilities = np.stack([output.probabilities for output in outputs])
         expected = weights.reference_stages
     else:
-        probabilities, expected = engine(weights.reference_images).probabilities, weights.reference_probabilities
+        probabilities = engine(weights.reference_images, exclusive).probabilities
+        expected = weights.reference_probabilities
     return float(np.abs(probabilities - expected).max())
 
 
@@ -119,13 +118,13 @@ def _load_fastest(weights: Weights, device: str, threads: int, precisions: Seque
 
 
 def openvino_precisions(weights: Weights, precision: str) -> list[str]:
-    """The precisions to try, fastest first; a network without ranges has no int8."""
+    """The precisions to try, fastest first; raises DeviceError for int8 without the ranges that it needs."""
+    has_ranges = all(each.card.activation_ranges for each in weights.networks or [weights])
+    if precision == "int8" and not has_ranges:
+        raise DeviceError("The weights file has no activation ranges, which int8 needs.")
     if precision != "auto":
         return [precision]
-    fastest = pick_precision(cpu_flags())
-    if fastest == "int8" and not all(each.card.activation_ranges for each in weights.networks or [weights]):
-        fastest = "bfloat16"
-    return list(PRECISIONS[PRECISIONS.index(fastest) :])
+    return [each for each in native_precisions(cpu_flags()) if each != "int8" or has_ranges]
 
 
 def _load(name: str, weights: Weights, device: str, threads: int, precision: str, early_exit: bool) -> Engine:

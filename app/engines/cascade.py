@@ -61,7 +61,7 @@ class CascadeEngine:
         for index, stage in enumerate(self._stages):
             if len(left):
                 passes = self._run_passes(stage, images[left], exclusive)
-                if not index:  # the first network sees every image, so that its scores are comparable
+                if not index:  # every image passes the first network, so that its scores are comparable
                     ood = passes.ood
                 history.append(np.log(np.maximum(passes.probabilities, PROBABILITY_FLOOR)))
                 logits: Array = np.mean(history[-stage.average_last :], axis=0, dtype=np.float32)

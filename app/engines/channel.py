@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engines.batch_cost import BatchCost
 from app.errors import DeviceLostError, WeightsError
 
 CALL = Struct("=II")  # operation, images
@@ -102,7 +103,7 @@ class Channel:
 
 
 class Description(NamedTuple):
-    """What a front end learns of the engine: its attributes, and the card of the weights file as JSON.
+    """The engine's attributes, the cost of a batch, and the card of the weights file as JSON.
 
     `fingerprint` is that of the file when it was read, by `app.model.file_watch`.
     """
@@ -113,15 +114,17 @@ class Description(NamedTuple):
     sha256: str
     card: dict[str, Any]
     layout: Layout
+    cost: BatchCost
     channels: int
     fingerprint: tuple[int, ...] | None = None
 
 
 def offer(link: socket.socket, description: Description) -> list[Channel]:
     """Sends the description with new shared memory and sockets; returns the engine process's ends. Raises OSError."""
-    pairs = [socket.socketpair() for _ in range(description.channels)]
     memory = _anonymous_memory(description.channels * description.layout.channel_bytes)
+    pairs: list[tuple[socket.socket, socket.socket]] = []
     try:
+        pairs += [socket.socketpair() for _ in range(description.channels)]
         _send(link, description._asdict(), [memory, *(theirs.fileno() for _, theirs in pairs)])
         return _channels([ours for ours, _ in pairs], memory, description)
     finally:
@@ -131,7 +134,10 @@ def offer(link: socket.socket, description: Description) -> list[Channel]:
 
 
 def describe(link: socket.socket, description: Description | Exception) -> None:
-    """Answers LOAD: with the model that serves now, or with the reason why another one stays. Raises OSError."""
+    """Answers LOAD: with the model that serves now, or with the reason why another one stays. Raises OSError.
+
+    Also answers CONNECT where channels cannot be made.
+    """
     if isinstance(description, Exception):
         _send(link, {"error": str(description) or repr(description)}, [])
     else:
@@ -139,7 +145,7 @@ def describe(link: socket.socket, description: Description | Exception) -> None:
 
 
 def connect(link: socket.socket) -> tuple[Description, list[Channel]]:
-    """Sends CONNECT and waits for the `offer`. Raises DeviceLostError if the engine process exits."""
+    """Sends CONNECT and waits for the `offer`. Raises as `load`."""
     _request(link, Operation.CONNECT)
     return accept(link)
 
@@ -148,13 +154,11 @@ def load(link: socket.socket) -> Description:
     """Sends LOAD and waits for the model. Raises WeightsError with the reason, DeviceLostError."""
     _request(link, Operation.LOAD)
     fields, _ = _receive(link)
-    if "error" in fields:
-        raise WeightsError(fields["error"])
     return _description(fields)
 
 
 def accept(link: socket.socket) -> tuple[Description, list[Channel]]:
-    """The front end's side of `offer`; waits for it. Raises DeviceLostError if the engine process exits."""
+    """The front end's side of `offer`; waits for it. Raises as `load`."""
     fields, descriptors = _receive(link)
     description = _description(fields)
     memory, *sockets = descriptors
@@ -199,9 +203,13 @@ def _receive(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _description(fields: dict[str, Any]) -> Description:
+    if "error" in fields:
+        raise WeightsError(fields["error"])
     file = fields["fingerprint"]
     return Description(**fields)._replace(
-        layout=Layout(*fields["layout"]), fingerprint=None if file is None else tuple(file)
+        layout=Layout(*fields["layout"]),
+        cost=BatchCost(*fields["cost"]),
+        fingerprint=None if file is None else tuple(file),
     )
 
 
@@ -217,7 +225,11 @@ def _anonymous_memory(size: int) -> int:
     else:  # other systems than Linux
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -14,7 +14,7 @@ from app.engines.cuda import Driver, Torch
 
 logger = logging.getLogger(__name__)
 
-NICE = 10  # below the event loop, which starved with 3 (docs/experiments/2026-11-24-two-streams.md)
+NICE = 10  # below the event loop, which did not get enough time with 3 (docs/experiments/2026-11-24-two-streams.md)
 
 
 def available_cpus(system: Path = Path("/")) -> int:
@@ -43,14 +43,15 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def pick_precision(flags: frozenset[str]) -> str:
-    """The fastest of int8, bfloat16 and float32 that these CPU flags support natively.
+def native_precisions(flags: frozenset[str]) -> list[str]:
+    """Those of int8, bfloat16 and float32 that a CPU with these flags supports natively, fastest first.
 
-    Without dot-product instructions int8 is not faster, and its 16-bit intermediates can overflow.
+    Without dot-product instructions int8 is not faster, and its 16-bit intermediates can overflow. OpenVINO simulates
+    bfloat16 where the CPU does not have it, which its documentation calls slower than float32.
     """
-    if flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
-        return "int8"
-    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+    int8 = flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
+    bfloat16 = flags & {"avx512_bf16", "amx_bf16"}
+    return [*(["int8"] if int8 else []), *(["bfloat16"] if bfloat16 else []), "float32"]
 
 
 def resolve_device(

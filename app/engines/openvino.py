@@ -16,7 +16,7 @@ from openvino import opset13 as ops
 
 from app.engines import base
 from app.engines.base import Output
-from app.engines.hardware import lower_priority
+from app.engines.hardware import cpu_flags, lower_priority, native_precisions
 from app.errors import DeviceError, WeightsError
 from app.model.calibration import SMOOTHING_FLOOR
 from app.model.card import ModelCard
@@ -27,7 +27,7 @@ from app.model.weights import Weights
 Array = NDArray[np.float32]
 
 MAX_STREAMS = 2  # measured on two cores
-PRECISION_HINTS = {"int8": "bf16", "bfloat16": "bf16", "float32": "f32"}  # of the layers that are not quantised
+PRECISIONS = ("int8", "bfloat16", "float32")
 
 
 class OpenVINOEngine:
@@ -46,14 +46,14 @@ class OpenVINOEngine:
             raise DeviceError(f"The openvino engine runs on the CPU, not on {device}.")
         if weights.card.architecture != "convnet":
             raise WeightsError(f"The openvino engine does not support the architecture {weights.card.architecture}.")
-        if precision not in PRECISION_HINTS:
-            raise DeviceError(f"The openvino engine runs in {', '.join(PRECISION_HINTS)}, not in {precision}.")
+        if precision not in PRECISIONS:
+            raise DeviceError(f"The openvino engine runs in {', '.join(PRECISIONS)}, not in {precision}.")
         self.precision = precision
         self._sizes: list[int] = []
         self._detector = weights.ood_detector()
         self.streams = min(threads, MAX_STREAMS)
         model = build_model(weights, weights.card.activation_ranges if precision == "int8" else {})
-        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
+        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision_hint(precision)}
 
         def create_requests(streams: int) -> list[openvino.InferRequest]:
             compiled = core().compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
@@ -86,6 +86,13 @@ class OpenVINOEngine:
 
     def memory(self) -> None:
         return None
+
+
+def precision_hint(precision: str) -> str:
+    """OpenVINO's name for the precision; for int8 that of the layers that are not quantised."""
+    if precision == "int8":
+        return "bf16" if "bfloat16" in native_precisions(cpu_flags()) else "f32"
+    return {"bfloat16": "bf16", "float32": "f32"}[precision]
 
 
 def _low_priority_thread() -> ThreadPoolExecutor:

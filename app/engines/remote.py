@@ -30,6 +30,7 @@ class RemoteEngine:
         self.streams = len(channels)
         self.max_batch = description.layout.max_batch
         self.fingerprint = description.fingerprint
+        self.cost = description.cost
         self.weights = _weights(description)
         self._free: SimpleQueue[Channel] = SimpleQueue()
         for each in channels:

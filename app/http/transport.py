@@ -3,7 +3,7 @@
 from asyncio import AbstractEventLoop, Transport
 from typing import Any
 
-MAX_COALESCED_BYTES = 65_536  # more is passed on at once, so that flow control sees it
+MAX_COALESCED_BYTES = 65_536  # more is passed on at once, so that flow control counts it
 
 
 class CoalescingTransport:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from app.engines import Engine, Output, batch_cost, verify_references
 from app.engines.base import join
 from app.engines.batch_cost import BatchCost
+from app.engines.remote import RemoteEngine
 from app.model.baseline import brightness
 from app.model.ood import is_ood
 from app.model.preprocessing import DecodedImage
@@ -43,6 +44,7 @@ class Classifier:
         self.weights = weights
         self.engine = engine
         self.batch_sizes = batch_sizes
+        self.max_batch = max(batch_sizes)
         self.users = 0
         self._streams = threading.Semaphore(engine.streams)  # a predecessor's engine may have had more
         engine.prepare(batch_sizes, weights.reference_images[0])
@@ -70,7 +72,7 @@ class Classifier:
 
         More than the largest batch size, which another model may have allowed, take several calls.
         """
-        largest = max(self.batch_sizes)
+        largest = self.max_batch
         with self._streams:
             if len(images) <= largest:
                 return self.engine(images, exclusive)
@@ -79,12 +81,15 @@ class Classifier:
 
     def verify(self) -> None:
         """Raises WeightsError if the engine no longer reproduces the reference outputs, or what the engine raises."""
-        verify_references(self.engine, self.weights)
+        with self._streams:
+            verify_references(self.engine, self.weights, exclusive=False)  # another batch may be running
 
     @cached_property
     def cost(self) -> BatchCost:
-        """Measured at the first access, which blocks for several passes."""
-        return batch_cost.measure(self.engine, self.weights.reference_images, max(self.batch_sizes))
+        """Measured at the first access, which blocks for several passes; by the engine process if it has the engine."""
+        if isinstance(self.engine, RemoteEngine):
+            return self.engine.cost
+        return batch_cost.measure(self.engine, self.weights.reference_images, self.max_batch)
 
     def card(self) -> dict[str, Any]:
         """What `GET /model` shows: the file's card and how it is served."""

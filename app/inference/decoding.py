@@ -138,7 +138,7 @@ class DecodePool:
             )
         backlog_s = self._backlog_s
         if job.large_s and time.monotonic() + backlog_s > job.deadline:
-            return QueueFull("Too many large images are waiting to be decoded.", ceil(backlog_s))
+            return QueueFull("Too many large images are waiting to be decoded.", max(1, ceil(backlog_s)))
         return None
 
     def _finish_turn(self, job: "_Job") -> None:

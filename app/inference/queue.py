@@ -179,7 +179,7 @@ class RequestQueue(Generic[Item, Result]):
             starts.setdefault(request, request.dispatched)
             request.dispatched += taken
             count -= taken
-            self._forget(taken, caller)
+            self._remove_waiting(taken, caller)
             if request.dispatched < len(request.items):
                 requests.append(request)
             self._turns.popleft()
@@ -196,7 +196,7 @@ class RequestQueue(Generic[Item, Result]):
             if requests is None or request not in requests:
                 return
             requests.remove(request)
-            self._forget(len(request.items) - request.dispatched, request.caller)
+            self._remove_waiting(len(request.items) - request.dispatched, request.caller)
             if not requests:
                 del self._requests[request.caller]
                 self._turns.remove(request.caller)
@@ -210,7 +210,7 @@ class RequestQueue(Generic[Item, Result]):
         return removed
 
     def observe_rate(self, images_per_s: float) -> None:
-        """Feeds the moving average that `estimated_wait_s` divides by."""
+        """Updates the moving average that `estimated_wait_s` divides by."""
         previous = self._images_per_s or images_per_s
         self._images_per_s = previous + RATE_SMOOTHING * (images_per_s - previous)
 
@@ -224,7 +224,7 @@ class RequestQueue(Generic[Item, Result]):
                 self._reserved -= count
                 self._drop_held(count, caller)
 
-    def _forget(self, count: int, caller: str) -> None:
+    def _remove_waiting(self, count: int, caller: str) -> None:
         self._waiting -= count
         self._drop_held(count, caller)
 

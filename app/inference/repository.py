@@ -79,14 +79,20 @@ class Repository:
             if await asyncio.to_thread(watch.changed):
                 await self.load()
 
-    async def promote(self, shadow: Shadow) -> Outcome:
-        """Moves the shadow's model to this slot."""
+    async def promote(self, shadow: Shadow, version: str) -> Outcome:
+        """Moves the shadow's model to this slot; a failure if it no longer has the version."""
         async with self._loading:
-            classifier = shadow.replace(None)
-            if classifier is None:  # it was replaced meanwhile
-                return "failure"
-            self._switch(classifier)
-        self._on_load("success")
+            outcome = self._promote(shadow, version)
+        self._on_load(outcome)
+        return outcome
+
+    def _promote(self, shadow: Shadow, version: str) -> Outcome:
+        classifier = shadow.release(version)
+        if classifier is None:  # it was replaced, or has failed, meanwhile
+            current = _name(self._slot.classifier)
+            logger.error("%s: %s stays: the shadow no longer has the version %s", self._role, current, version[:8])
+            return "failure"
+        self._switch(classifier)
         return "success"
 
     async def _load(self, version: str | None) -> Outcome:
@@ -108,13 +114,13 @@ class Repository:
     def _build_another(self, version: str | None) -> Classifier | None:
         """The file's model, ready to serve; None if it serves already, or served before."""
         file = self._read()
-        if version is not None and file.version != version:
-            raise WeightsError(f"The weights file has the version {file.version}, not {version[:8]}.")
+        _check_version(file, version)
         current = self._slot.classifier
         serves = current is not None and current.weights.sha256 == file.sha256
         if serves or (version is None and file.sha256 == self._file_sha256):
             return None
         classifier = self._build(file)
+        _check_version(classifier.weights, version)  # the engine process may have loaded a later file
         memory.trim()  # of the compilation
         return classifier
 
@@ -126,6 +132,11 @@ class Repository:
             release = asyncio.create_task(_release(previous))
             self._releases.add(release)
             release.add_done_callback(self._releases.discard)
+
+
+def _check_version(file: Weights, version: str | None) -> None:
+    if version is not None and file.version != version:
+        raise WeightsError(f"The weights file has the version {file.version}, not {version[:8]}.")
 
 
 def _name(classifier: Classifier | None) -> str:

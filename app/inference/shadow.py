@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from app.engines.hardware import lower_priority
 from app.errors import RequestError
 from app.inference.classifier import Classifier, Probabilities, Scores
 from app.inference.decoding import Decoded, File
@@ -41,8 +42,27 @@ class Sample(NamedTuple):
         return self.classes[int(self.probabilities.argmax())]
 
 
+class Candidate:
+    """A model, the samples that wait for it, and its counts."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        self.pending: deque[Sample] = deque()
+        self.counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])  # images and agreeing ones, by label
+        self.seconds = 0.0
+
+    def count(self, labels: Sequence[tuple[str, bool]], seconds: float) -> None:
+        """The label of each image by the model that serves, and whether this one agrees."""
+        for label, agrees in labels:
+            self.counts[label][0] += 1
+            self.counts[label][1] += agrees
+        self.seconds += seconds
+
+
 class Shadow:
-    """`classifier` is the candidate, None for none. `offer` belongs to the event loop, the rest to any thread.
+    """`classifier` is the candidate's, None without one. `offer` belongs to the event loop, the rest to any thread.
+
+    A pass, and a call of `offer` or `report`, is on one candidate, even if another replaces it meanwhile.
 
     `is_busy` is true while requests wait or run. `on_pass` gets the label of each image by the model that serves and
     whether the shadow agrees, and the seconds of the pass.
@@ -55,24 +75,32 @@ class Shadow:
         self._sample = sample
         self._is_busy = is_busy
         self._on_pass = on_pass
-        self._classifier: Classifier | None = None
-        self._pending: deque[Sample] = deque()
+        self._candidate: Candidate | None = None
+        self._replacing = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._last_request = self._next_pass = float("-inf")  # by time.monotonic
-        self._reset()
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
 
     @property
     def classifier(self) -> Classifier | None:
-        return self._classifier
+        candidate = self._candidate
+        return candidate.classifier if candidate else None
 
     def replace(self, classifier: Classifier | None) -> Classifier | None:
         """Switches to another candidate, or to none, with new counts; returns the former."""
-        former, self._classifier = self._classifier, classifier
-        self._pending.clear()
-        self._reset()
-        return former
+        with self._replacing:
+            former, self._candidate = self._candidate, Candidate(classifier) if classifier else None
+        return former.classifier if former else None
+
+    def release(self, version: str) -> Classifier | None:
+        """The candidate's model, which then serves elsewhere; None, and no change, if it has another version."""
+        with self._replacing:
+            candidate = self._candidate
+            if candidate is None or candidate.classifier.weights.version != version:
+                return None
+            self._candidate = None
+        return candidate.classifier
 
     def start(self) -> None:
         self._thread.start()
@@ -89,84 +117,79 @@ class Shadow:
     ) -> None:
         """The images of an answered request, which `classifier` ran; its scores are those of the decoded images."""
         self._last_request = time.monotonic()
-        room = MAX_PENDING - len(self._pending)
-        if self._classifier is None or room <= 0 or random.random() >= self._sample:  # noqa: S311
+        candidate = self._candidate
+        if candidate is None or random.random() >= self._sample:  # noqa: S311
             return
-        is_same_size = self._classifier.input_size == classifier.input_size
+        room = max(0, MAX_PENDING - len(candidate.pending))
+        is_same_size = candidate.classifier.input_size == classifier.input_size
         pairs = [pair for pair in zip(files, decoded, strict=True) if isinstance(pair[1], DecodedImage)][:room]
         for (file, image), score in zip(pairs, scores, strict=False):
             source = image if is_same_size else file
             if isinstance(source, (bytes, DecodedImage)):
-                self._pending.append(Sample(source, classifier.classes, score.probabilities))
+                candidate.pending.append(Sample(source, classifier.classes, score.probabilities))
         self._wake.set()
 
     def report(self) -> dict[str, Any] | None:
         """What `GET /model` shows: agreement with the model that serves, by its labels, and time per image."""
-        if (classifier := self._classifier) is None:
+        if (candidate := self._candidate) is None:
             return None
-        counts = {label: tuple(count) for label, count in sorted(self._counts.items())}
+        weights = candidate.classifier.weights
+        counts = {label: tuple(count) for label, count in sorted(candidate.counts.items())}
         images, agreeing = (sum(count[i] for count in counts.values()) for i in (0, 1))
         return {
-            "name": classifier.weights.card.name,
-            "version": classifier.weights.version,
+            "name": weights.card.name,
+            "version": weights.version,
             "sample": self._sample,
             "images": images,
             "agreement": _share(agreeing, images),
             "classes": {
                 label: {"images": count, "agreement": _share(same, count)} for label, (count, same) in counts.items()
             },
-            "ms_per_image": round(self._seconds / images * 1e3, 3) if images else None,
+            "ms_per_image": round(candidate.seconds / images * 1e3, 3) if images else None,
         }
 
-    def _reset(self) -> None:
-        self._counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])  # images and agreeing ones, by label
-        self._seconds = 0.0
-
     def _work(self) -> None:
+        lower_priority()
         while not self._closing.is_set():
             self._wake.wait()
             self._wake.clear()
-            while self._pending and not self._closing.is_set():
+            while (candidate := self._candidate) and candidate.pending and not self._closing.is_set():
                 if self._has_time():
-                    self._run_next()
+                    self._run_next(candidate)
                 else:
                     self._closing.wait(POLL_S)
+            del candidate  # an idle thread keeps no model
 
     def _has_time(self) -> bool:
         now = time.monotonic()
         return now >= self._next_pass or (now - self._last_request > IDLE_S and not self._is_busy())
 
-    def _run_next(self) -> None:
-        start, classifier = time.monotonic(), self._classifier
-        if classifier is not None:
-            try:
-                self._compare(classifier, start)
-            except Exception:
-                logger.exception("the shadow failed and is off")
-                self.replace(None)
+    def _run_next(self, candidate: Candidate) -> None:
+        start = time.monotonic()
+        try:
+            self._compare(candidate, start)
+        except Exception:
+            logger.exception("the shadow failed and is off")
+            with self._replacing:
+                if self._candidate is candidate:
+                    self._candidate = None
         end = time.monotonic()
         self._next_pass = end + (end - start) * (1 / BUSY_SHARE - 1)
 
-    def _compare(self, classifier: Classifier, start: float) -> None:
+    def _compare(self, candidate: Candidate, start: float) -> None:
         """Runs some of the samples and counts the agreement."""
-        counts = self._counts
-        samples = [self._pending.popleft() for _ in range(min(MAX_BATCH, len(self._pending)))]
+        classifier, pending = candidate.classifier, candidate.pending
+        samples = [pending.popleft() for _ in range(min(MAX_BATCH, len(pending)))]
         decoded = [(sample, self._decode(sample.source, classifier.input_size)) for sample in samples]
         images = [(sample, image) for sample, image in decoded if image is not None]
         if not images:
             return
         scores = classifier([image for _, image in images], exclusive=False)
         seconds = time.monotonic() - start
-        labels = [sample.label for sample, _ in images]
-        agrees = [
-            classifier.classes[int(score.probabilities.argmax())] == label
-            for score, label in zip(scores, labels, strict=True)
-        ]
-        for label, same in zip(labels, agrees, strict=True):
-            counts[label][0] += 1
-            counts[label][1] += same
-        self._seconds += seconds
-        self._on_pass(list(zip(labels, agrees, strict=True)), seconds)
+        predicted = [classifier.classes[int(score.probabilities.argmax())] for score in scores]
+        labels = [(sample.label, label == sample.label) for (sample, _), label in zip(images, predicted, strict=True)]
+        candidate.count(labels, seconds)
+        self._on_pass(labels, seconds)
 
     def _decode(self, source: DecodedImage | bytes, size: int) -> DecodedImage | None:
         """The image in the shadow's input size; None where there is none, as after a change of the shadow."""

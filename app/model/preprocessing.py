@@ -63,7 +63,7 @@ class DecodedImage(NamedTuple):
 
 
 def decode(data: bytes, limits: Limits) -> DecodedImage:
-    """The picture as the network sees it. Raises as EncodedImage does."""
+    """The picture as the network's input. Raises as EncodedImage does."""
     return EncodedImage(data, limits).decode()
 
 

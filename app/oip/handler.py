@@ -1,6 +1,5 @@
 """One inference request of the protocol: read the body, parse the tensors, run the pipeline, encode the output."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter_ns
@@ -12,8 +11,9 @@ from starlette.types import Receive, Scope
 
 from app.api import bodies, uploads
 from app.api.bodies import Body
+from app.api.disconnect import run_until_disconnect
 from app.api.inference import caller_of, classify, off_loop
-from app.errors import DeadlineExceeded, MalformedUpload, TooLarge
+from app.errors import MalformedUpload, TooLarge
 from app.inference.classifier import Classifier
 from app.inference.decoding import File
 from app.inference.pipeline import Classification, Deadline, Prediction, RejectedFile
@@ -39,7 +39,7 @@ async def infer(scope: Scope, receive: Receive, service: State, name: str) -> Re
         start, deadline = perf_counter_ns(), Deadline.after(service.settings.request_timeout_s)
         classifier = service.classifier  # may be another one than before the body came
         model = find(classifier, name)
-        request = await _parse(body, headers, service, model, deadline)
+        request = await _parse(receive, body, headers, service, model, deadline)
         if request.timeout_us:
             deadline = min(deadline, Deadline.after(request.timeout_us / 1e6), key=lambda each: each.at)
         files = _files(request.images, service.settings.max_file_bytes)
@@ -62,7 +62,7 @@ async def infer(scope: Scope, receive: Receive, service: State, name: str) -> Re
 
 
 async def _parse(
-    body: Body, headers: Mapping[bytes, bytes], service: State, model: Model, deadline: Deadline
+    receive: Receive, body: Body, headers: Mapping[bytes, bytes], service: State, model: Model, deadline: Deadline
 ) -> ParsedRequest:
     """On the event loop if the body is small, else in a thread."""
     coding = bodies.content_coding(headers)
@@ -75,11 +75,7 @@ async def _parse(
 
     if len(body) <= INLINE_BYTES and not coding:
         return parse()
-    try:
-        async with asyncio.timeout(deadline.timeout_s):
-            return await asyncio.get_running_loop().run_in_executor(service.executor, parse)
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"No answer within {deadline.timeout_s:g} s.") from error
+    return await run_until_disconnect(receive, service.parse_thread.run(parse, deadline))
 
 
 def _files(images: Pixels | list[bytes], max_file_bytes: int) -> list[File]:

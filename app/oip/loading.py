@@ -40,9 +40,10 @@ async def load(scope: Scope, receive: Receive, service: State, name: str) -> dic
 async def _load(service: State, version: str | None) -> Outcome:
     """Promotes the shadow if it has the version, else loads the file."""
     shadow = service.pipeline.shadow
-    if shadow is None or shadow.classifier is None or version != shadow.classifier.weights.version:
+    candidate = shadow.classifier if shadow else None
+    if shadow is None or candidate is None or version is None or version != candidate.weights.version:
         return await service.repository.load(version)
-    return await service.repository.promote(shadow)
+    return await service.repository.promote(shadow, version)
 
 
 def _parse(body: bytes) -> LoadRequest:

@@ -28,7 +28,9 @@ class HostedModel:
         layout = Layout(max(classifier.batch_sizes), classifier.input_size, len(classifier.classes))
         card = classifier.weights.card.model_dump(mode="json")
         sha256 = classifier.weights.sha256
-        return Description(engine.name, engine.device, engine.precision, sha256, card, layout, CHANNELS, self.file)
+        return Description(
+            engine.name, engine.device, engine.precision, sha256, card, layout, self.cost, CHANNELS, self.file
+        )
 
 
 class EngineModels:

@@ -152,10 +152,12 @@ class EngineProcess:
             return
         model = self._models.open_channels()
         try:
-            self._server.add(await asyncio.to_thread(channel.offer, link, model.description), model.engine_model)
-        except OSError:
+            channels = await asyncio.to_thread(channel.offer, link, model.description)
+        except OSError as error:  # too few descriptors, too little memory, or the front end has exited
             self._models.close_channels(model.engine_model, CHANNELS)
-            raise
+            await asyncio.to_thread(channel.describe, link, error)
+            return
+        self._server.add(channels, model.engine_model)
 
     async def _load(self) -> Description | Exception:
         """The file's model, or the reason why it cannot serve: the front end logs it."""

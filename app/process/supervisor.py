@@ -59,11 +59,11 @@ class Supervisor(Multiprocess):
                 worker.check()
                 worker.reload()
                 self._served = self._served or worker.ready_since is not None
-            elif self._is_orphan(worker):
+            elif self._has_former_engine(worker):
                 if self._engine.process.is_alive():
                     self.processes[index] = self._start()
             elif worker.restart_at is None:
-                worker.bury()
+                worker.schedule_restart()
             elif time.monotonic() >= worker.restart_at and (self._served or worker.exitcode != STARTUP_FAILURE):
                 self.processes[index] = self._start(worker.failures)
         if self._has_failed():
@@ -92,14 +92,14 @@ class Supervisor(Multiprocess):
         if engine.process.is_alive():
             engine.check()
         elif engine.restart_at is None:
-            engine.bury()
+            engine.schedule_restart()
             for worker in self.processes:
                 if worker.process.is_alive():
                     worker.process.terminate()
         elif time.monotonic() >= engine.restart_at and (self._served or engine.exitcode != STARTUP_FAILURE):
             self._engine = self._start_engine(engine.failures)
 
-    def _is_orphan(self, worker: FrontEnd) -> bool:
+    def _has_former_engine(self, worker: FrontEnd) -> bool:
         """Whether the worker belongs to an engine process that has exited: its own exit is no failure."""
         return worker.engine < self._engines or not self._engine.process.is_alive()
 

@@ -67,7 +67,7 @@ class Worker(Process):
             os.kill(self.pid, signal.SIGHUP)
             self.reload_pending = False
 
-    def bury(self) -> None:
+    def schedule_restart(self) -> None:
         """Called once, after the process has ended: sets the time of the restart."""
         self.process.join()
         self.parent_conn.close()

@@ -127,7 +127,7 @@ def _windows(card: ModelCard) -> dict[str, Window]:
         "ood_score": baseline.ood_score.shares if baseline.ood_score else [],
         "exit_stage": card.exit_shares(),
     }
-    return {name: Window(each) for name, each in shares.items() if each}
+    return {name: Window(each) for name, each in shares.items() if len(each) > 1}  # one bin never changes
 
 
 def _bins(baseline: Baseline, images: Sequence[Prediction]) -> dict[str, NDArray[np.integer]]:

@@ -29,7 +29,7 @@ class LogStream(io.TextIOBase):
         self._descriptor = descriptor
         self._limit = limit
         self._pending: deque[str] = deque()
-        self._wake, self._hurry = threading.Event(), threading.Event()
+        self._wake, self._flush_now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._lock = threading.Lock()
         self._busy = False
@@ -55,7 +55,7 @@ class LogStream(io.TextIOBase):
         """Waits until all is written, at most timeout_s seconds."""
         deadline = time.monotonic() + timeout_s
         while (self._pending or self._busy) and self._thread.is_alive() and time.monotonic() < deadline:
-            self._hurry.set()
+            self._flush_now.set()
             self._thread.join(0.005)
 
     def _start(self) -> None:
@@ -66,8 +66,8 @@ class LogStream(io.TextIOBase):
     def _run(self) -> None:
         lost = 0
         while self._wake.wait():
-            self._hurry.wait(FLUSH_S)  # one call of the kernel for all lines of this time
-            self._hurry.clear()
+            self._flush_now.wait(FLUSH_S)  # one call of the kernel for all lines of this time
+            self._flush_now.clear()
             self._busy = True
             self._wake.clear()
             texts = [self._pending.popleft() for _ in range(len(self._pending))]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def living(folder: Path) -> set[int]:
     """The running workers. Removes the gauges of those that have exited; their counters stay."""
     pids = {int(match[1]) for file in folder.glob("gauge_live*.db") if (match := re.search(r"_(\d+)\.db$", file.name))}
     for pid in [pid for pid in pids if not Path(f"/proc/{pid}").exists()]:
-        mark_process_dead(pid, str(folder))
+        with suppress(FileNotFoundError):  # another worker removes the same files
+            mark_process_dead(pid, str(folder))
         pids.remove(pid)
     return pids

@@ -92,7 +92,19 @@ def test_a_line_may_have_a_name_and_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["k n 5", "k n 0 5", "k n -1 5", "k n nan 5", "k n inf 5", "k n 5 0", "k n 5 1.5", "k n 5 5 5", "k {x}"]
+    "line",
+    [
+        "k n 5",
+        "k n 0 5",
+        "k n -1 5",
+        "k n nan 5",
+        "k n inf 5",
+        "k n 5 0",
+        "k n 5 1.5",
+        "k n 5 5 5",
+        "k n 1e-320 9",
+        "k {x}",
+    ],
 )
 def test_a_wrong_line_is_named_without_its_key(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "keys"

@@ -3,7 +3,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api import uploads
+from app.api.parse_thread import ParseThread
 from app.api.uploads import Form, FormParser, Upload
 from app.errors import ClientDisconnected, MalformedUpload, RequestError, TooLarge, UnsupportedImage
 from app.settings import Settings
@@ -134,18 +135,19 @@ def messages(*parts: bytes) -> tuple[Iterator[dict[str, object]], list[int]]:
         for i, part in enumerate(parts):
             received.append(len(part))
             yield {"type": "http.request", "body": part, "more_body": i < len(parts) - 1}
-        yield {"type": "http.disconnect"}
 
     return generate(), received
 
 
 def read(source: Iterator[dict[str, object]], kind: str, **headers: str) -> uploads.Form:
     async def receive() -> dict[str, object]:
-        return next(source)
+        message = next(source, None)
+        return message or await asyncio.Future()  # the client waits for its response
 
     encoded = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
-    with ThreadPoolExecutor(1) as executor:
-        return asyncio.run(uploads.read(receive, {b"content-type": kind.encode(), **encoded}, SETTINGS, executor))
+    with closing(ParseThread()) as thread:
+        form, _ = asyncio.run(uploads.read(receive, {b"content-type": kind.encode(), **encoded}, SETTINGS, thread))
+    return form
 
 
 @given(cuts=st.lists(st.integers(1, 400), max_size=8))
@@ -193,6 +195,12 @@ def test_content_encoding_is_decoded(coding: str) -> None:
     assert [upload.data for upload in form.files] == [b"first", b"second"]
     raw = read(messages(pack[coding](b"raw"))[0], "image/png", content_encoding=coding)
     assert raw.files == [Upload(None, b"raw")]
+
+
+def test_disconnect_before_decompression_is_reported() -> None:
+    body = {"type": "http.request", "body": gzip.compress(b"x" * 10_000), "more_body": False}
+    with pytest.raises(ClientDisconnected):
+        read(iter([body, {"type": "http.disconnect"}]), "image/png", content_encoding="gzip")
 
 
 def test_decompression_bomb_is_refused() -> None:

@@ -13,7 +13,7 @@ from app.engines.pytorch import TorchEngine
 from app.errors import DeviceError, WeightsError
 from app.model import weights
 from app.model.weights import Weights
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, untrained
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_cpu_model_is_read(tmp_path: Path) -> None:
     assert hardware.cpu_model(tmp_path / "none")
 
 
-@pytest.mark.skipif(hardware.pick_precision(hardware.cpu_flags()) != "int8", reason="the CPU has no fast int8")
+@pytest.mark.skipif("int8" not in hardware.native_precisions(hardware.cpu_flags()), reason="the CPU has no fast int8")
 def test_next_precision_follows_a_missed_self_check(tiny: Weights, caplog: pytest.LogCaptureFixture) -> None:
     clipped = dict.fromkeys(tiny.card.activation_ranges, 0.01)
     sharp = tiny._replace(card=tiny.card.model_copy(update={"activation_ranges": clipped, "temperature": 0.3}))
@@ -133,23 +133,31 @@ def test_unavailable_device_or_precision_is_named(tiny: Weights, options: dict[s
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"),
+    ("flags", "precisions"),
     [
-        ("avx2 avx512f avx512_vnni avx512_bf16", "int8"),
-        ("avx2 avx_vnni", "int8"),
-        ("avx512f avx512_bf16", "bfloat16"),
-        ("avx2", "float32"),
-        ("", "float32"),
+        ("avx2 avx512f avx512_vnni avx512_bf16", ["int8", "bfloat16", "float32"]),
+        ("avx512f avx512_vnni", ["int8", "float32"]),
+        ("avx2 avx_vnni", ["int8", "float32"]),
+        ("avx512f avx512_bf16", ["bfloat16", "float32"]),
+        ("avx2", ["float32"]),
+        ("", ["float32"]),
     ],
 )
-def test_precision_follows_the_cpu_flags(tmp_path: Path, flags: str, precision: str) -> None:
+def test_precisions_follow_the_cpu_flags(tmp_path: Path, flags: str, precisions: list[str]) -> None:
     report = tmp_path / "cpuinfo"
     report.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
-    assert hardware.pick_precision(hardware.cpu_flags(report)) == precision
+    assert hardware.native_precisions(hardware.cpu_flags(report)) == precisions
 
 
 def test_unknown_cpu_computes_in_float32(tmp_path: Path) -> None:
-    assert hardware.pick_precision(hardware.cpu_flags(tmp_path / "none")) == "float32"
+    assert hardware.native_precisions(hardware.cpu_flags(tmp_path / "none")) == ["float32"]
+
+
+def test_int8_without_ranges_is_refused() -> None:
+    tiny = untrained("tiny", 8)
+    without = tiny._replace(card=tiny.card.model_copy(update={"activation_ranges": {}}))
+    with pytest.raises(DeviceError, match="no activation ranges"):
+        engines.load(without, "cpu", name="openvino", precision="int8")
 
 
 @pytest.mark.slow

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from app import engines
 from app.engines import channel
 from app.engines.base import Output
+from app.engines.batch_cost import BatchCost
 from app.engines.channel import Description, Layout
 from app.engines.remote import RemoteEngine
 from app.engines.server import EngineModel, EngineServer, Run
-from app.errors import DeviceLostError
+from app.errors import DeviceLostError, WeightsError
 from app.model import weights
 from app.model.weights import Weights
 from tests.support.subprocesses import named_shared_memory
 
 CLASSES = 10
 MAX_BATCH = 32
+COST = BatchCost(0.001, 0.0005, MAX_BATCH)
 
 Images = NDArray[np.uint8]
 
@@ -49,7 +51,7 @@ def mean_of_pixels(images: Images, exclusive: bool = True) -> Output:
 
 def description(tiny: Weights, channels: int = 2) -> Description:
     layout = Layout(MAX_BATCH, 32, CLASSES)
-    return Description("fake", "cpu", "int8", tiny.sha256, tiny.card.model_dump(mode="json"), layout, channels)
+    return Description("fake", "cpu", "int8", tiny.sha256, tiny.card.model_dump(mode="json"), layout, COST, channels)
 
 
 class Served:
@@ -127,6 +129,7 @@ def test_front_end_has_the_card_and_attributes_of_the_engine(tiny: Weights) -> N
     assert (remote.name, remote.device, remote.precision, remote.streams) == ("fake", "cpu", "int8", 2)
     assert remote.weights.card == tiny.card
     assert remote.weights.version == tiny.version
+    assert remote.cost == COST
     assert remote.memory() is None
 
 
@@ -187,7 +190,7 @@ def test_any_sizes_of_calls_get_their_own_results(sizes: list[int], streams: int
     card = {"name": "x", "classes": [str(i) for i in range(CLASSES)], "input_size": 32, "architecture": "convnet"}
     card |= {"arguments": {"classes": 10, "widths": [8], "depth": 1}, "parameters": 1, "temperature": 1}
     card |= {"activation_ranges": {}, "test_accuracy": None, "dataset": "noise", "recipe": {}}
-    described = Description("fake", "cpu", "int8", "0" * 64, card, Layout(MAX_BATCH, 32, CLASSES), 2)
+    described = Description("fake", "cpu", "int8", "0" * 64, card, Layout(MAX_BATCH, 32, CLASSES), COST, 2)
     with serving(streams=streams) as served, ThreadPoolExecutor(len(sizes)) as pool:
         fronts = [served.connect(described) for _ in range(2)]
         batches = [noise(size, seed) for seed, size in enumerate(sizes)]
@@ -277,6 +280,14 @@ def test_engine_process_that_exits_before_the_offer_is_reported() -> None:
     ours.close()
     with theirs, pytest.raises(DeviceLostError, match="The engine process exited"):
         RemoteEngine(theirs)
+
+
+def test_reason_in_place_of_an_offer_is_reported() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel.describe(ours, OSError(12, "Cannot allocate memory"))
+        with pytest.raises(WeightsError, match="Cannot allocate memory"):
+            RemoteEngine(theirs)
 
 
 def test_calls_of_two_models_share_no_batch(tiny: Weights) -> None:

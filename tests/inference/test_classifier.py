@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.engines import Output
+from app.errors import WeightsError
 from app.inference.classifier import Classifier
 from tests.conftest import untrained
 
@@ -18,10 +19,12 @@ class Recorder:
 
     def __init__(self, scored: bool) -> None:
         self.calls: list[int] = []
+        self.exclusive: list[bool] = []
         self._scored = scored
 
     def __call__(self, images: NDArray[np.uint8], exclusive: bool = True) -> Output:
         self.calls.append(len(images))
+        self.exclusive.append(exclusive)
         first = images[:, 0, 0, 0].astype(np.float32)
         return Output(np.stack([first] * 10, 1), images[:, 0, 0, 1], first if self._scored else None)
 
@@ -43,3 +46,10 @@ def test_no_call_exceeds_the_largest_batch_size(scored: bool) -> None:
     assert output.probabilities[:, 0].tolist() == list(range(10))
     assert output.stages.tolist() == list(range(10, 20))
     assert (output.ood is None) is not scored
+
+
+def test_verification_may_run_beside_an_exclusive_batch() -> None:
+    engine = Recorder(False)
+    with pytest.raises(WeightsError):
+        Classifier(untrained("tiny", 8), engine, [1, 2, 4]).verify()
+    assert engine.exclusive == [False]

@@ -12,6 +12,7 @@ from app.errors import WeightsError
 from app.inference.classifier import Classifier
 from app.inference.pipeline import Deadline, Pipeline
 from app.inference.repository import Outcome, Repository
+from app.inference.shadow import Shadow
 from app.lifespan import build_pipeline
 from app.model.weights import Weights
 from app.settings import Settings
@@ -150,3 +151,26 @@ def test_the_former_model_is_released_after_its_last_request() -> None:
                 await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_shadow_that_was_replaced_meanwhile_is_not_promoted(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        with Running() as running:
+            shadow = Shadow(running.pipeline.limits, 1.0, lambda: False)
+            shadow.replace(build(NEW))
+            assert await running.repository.promote(shadow, OLD.version) == "failure"
+            assert (running.serving, running.outcomes) == ("old", ["failure"])
+            assert await running.repository.promote(shadow, NEW.version) == "success"
+            assert (running.serving, shadow.classifier) == ("new", None)
+
+    asyncio.run(main())
+    assert any("the shadow no longer has the version 00000000" in message for message in caplog.messages)
+
+
+def test_version_is_checked_again_after_the_build() -> None:
+    async def main() -> None:
+        with Running() as running:
+            repository = Repository(running.pipeline, lambda: NEW, lambda file: build(OLD))
+            assert await repository.load(NEW.version) == "failure"
+
+    asyncio.run(main())

@@ -44,9 +44,29 @@ class Broken(Candidate):
         raise RuntimeError("no memory")
 
 
+class Blocked(Candidate):
+    """Ends a pass when `release` is set, with an error if it is `broken`."""
+
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.broken = broken
+        self.started, self.release = threading.Event(), threading.Event()
+
+    def __call__(self, items: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
+        self.started.set()
+        self.release.wait(30)
+        if self.broken:
+            raise RuntimeError("no memory")
+        return super().__call__(items, exclusive)
+
+
 SERVING = Candidate()
 IMAGE = DecodedImage(np.zeros((32, 32, 3), np.uint8), None)
 CAT, DOG = (Scores(np.eye(2, dtype=np.float32)[label], 0) for label in (0, 1))
+
+
+def waiting(shadow: Shadow) -> int:
+    return len(shadow._candidate.pending)
 
 
 class Running:
@@ -106,7 +126,7 @@ def test_waiting_samples_are_bounded() -> None:
     shadow.replace(Candidate())
     for _ in range(10):
         shadow.offer(SERVING, [SMALL] * 50, [IMAGE] * 50, [CAT] * 50)
-    assert len(shadow._pending) == MAX_PENDING
+    assert waiting(shadow) == MAX_PENDING
 
 
 @pytest.mark.parametrize(("sample", "low", "high"), [(1.0, 60, 60), (0.5, 10, 50), (0.001, 0, 5)])
@@ -115,7 +135,7 @@ def test_the_sample_is_a_share_of_the_requests(sample: float, low: int, high: in
     shadow.replace(Candidate())
     for _ in range(60):
         shadow.offer(SERVING, [SMALL], [IMAGE], [CAT])
-    assert low <= len(shadow._pending) <= high
+    assert low <= waiting(shadow) <= high
 
 
 def test_a_shadow_that_fails_is_off(caplog: pytest.LogCaptureFixture) -> None:
@@ -137,3 +157,24 @@ def test_another_candidate_begins_new_counts_and_frees_the_former() -> None:
         wait_until(lambda: shadow.report()["images"] == 1)
         assert shadow.report()["agreement"] == 0.0
         wait_until(lambda: former() is None)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_pass_of_the_former_candidate_leaves_the_new_one(broken: bool) -> None:
+    former = Blocked(broken)
+    with Running(former) as shadow:
+        shadow.offer(SERVING, [SMALL], [IMAGE], [CAT])
+        former.started.wait(30)
+        shadow.replace(Candidate(label=1))
+        former.release.set()
+        shadow.offer(SERVING, [SMALL], [IMAGE], [CAT])
+        wait_until(lambda: shadow.report()["images"] == 1)
+        assert shadow.report()["agreement"] == 0.0
+
+
+def test_a_candidate_of_another_version_is_not_released() -> None:
+    shadow = Running(Candidate()).shadow
+    assert shadow.release("87654321") is None
+    assert shadow.classifier is not None
+    assert shadow.release("12345678") is not None
+    assert shadow.classifier is None

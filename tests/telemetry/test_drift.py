@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.inference.pipeline import Prediction
 from app.model.baseline import Baseline, Histogram
-from app.model.card import ModelCard
+from app.model.card import ModelCard, Stage
 from app.telemetry.drift import CHUNK, DriftMonitor, critical_value, population_stability_index
 from app.telemetry.metrics import Metrics
 from tests.conftest import untrained
@@ -141,6 +141,14 @@ def test_another_model_starts_an_empty_window(card: ModelCard) -> None:
     assert set(indices(metrics).values()) == {0}
     monitor.observe("b", USUAL)
     assert value(metrics, "psi", "brightness") == pytest.approx(0, abs=1e-3)
+
+
+def test_a_cascade_of_one_stage_has_no_drift_of_stages(card: ModelCard) -> None:
+    single = card.model_copy(update={"stages": [Stage(network=0, share=1.0)]})
+    metrics, monitor = started(single)
+    monitor.observe("a", USUAL * (WINDOW // CHUNK))
+    assert value(metrics, "psi", "exit_stage") is None
+    assert value(metrics, "psi", "class") is not None
 
 
 def test_a_file_without_baseline_exports_no_index(card: ModelCard) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from app.errors import DataError
 from training import data
 from training.data import Split
-from training.train import report_files
+from training.outputs import report_files
 
 
 def test_folder_is_read_and_other_files_are_rejected(folder: Path) -> None:

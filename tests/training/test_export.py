@@ -97,7 +97,11 @@ def test_forward_cost_is_counted(network: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("name", "classes", "message"),
-    [("my pets", CLASSES, "Invalid name 'my pets'"), ("x", ["", "dim"], "Invalid classes ''")],
+    [
+        ("my pets", CLASSES, "Invalid name 'my pets'"),
+        ("x", ["", "dim"], "Invalid classes ''"),
+        ("x", ["dim", "dim"], "Invalid model card: two classes have the same name"),
+    ],
 )
 def test_card_with_invalid_fields_is_rejected(name: str, classes: list[str], message: str, network: nn.Module) -> None:
     with pytest.raises(SettingsError, match=message):

@@ -57,3 +57,14 @@ def test_log_probabilities_are_out_of_fold() -> None:
     head = linear_head.fit(views(images, images), labels, 2, False, True, 1.0, seed=0)
     assert (images @ head.weight.T).argmax(1).tolist() == labels.tolist()
     assert linear_head.balanced_accuracy(head.mean, labels) < 0.75
+
+
+def test_start_does_not_depend_on_validation_labels() -> None:
+    images, labels = clusters([20, 20])
+    held_out = np.arange(40) % 4 == 0
+    changed = np.where(held_out, 1 - labels, labels)
+    one, other = (
+        linear_head.fit(views(images, images), each, 2, False, False, 0.1, 0, held_out) for each in (labels, changed)
+    )
+    np.testing.assert_array_equal(one.start_weight, other.start_weight)
+    assert not np.allclose(one.weight, other.weight)

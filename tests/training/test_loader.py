@@ -89,3 +89,7 @@ def test_class_weights_give_equal_shares() -> None:
     loader = Loader(Split(torch.zeros(40, 12, 12, 3, dtype=torch.uint8), labels), Recipe(image_size=12, cutout=0))
     assert loader.class_weights.tolist() == pytest.approx([2 / 3, 2])
     assert loader.class_weights[labels].mean().item() == pytest.approx(1)
+    split = Split(torch.zeros(40, 12, 12, 3, dtype=torch.uint8), labels)
+    longer = Loader(split, Recipe(image_size=12, cutout=0), classes=3)
+    assert longer.class_weights[:2].tolist() == loader.class_weights.tolist()
+    assert len(longer.class_weights) == 3  # as many as the network's classes

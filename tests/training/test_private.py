@@ -108,6 +108,12 @@ def test_file_holds_nothing_of_the_images_but_the_head(folder: Path, tmp_path: P
     [
         (["--epochs", "3", "--teacher", "x"], "--dp-epsilon trains a head only, without --teacher, --epochs"),
         (["--resume"], "without --resume"),
+        (
+            ["--compile", "--tensorboard", "--checkpoint-interval-s", "5"],
+            "without --compile, --tensorboard, --checkpoint-interval-s",
+        ),
+        (["--name", "my pets"], "Invalid name 'my pets'"),
+        (["--initial-weights", "/missing"], "--initial-weights: there is no file /missing."),
     ],
 )
 def test_flags_without_effect_are_refused(
@@ -117,6 +123,16 @@ def test_flags_without_effect_are_refused(
         train.main(["--data", str(folder), "--dp-epsilon", "3", *flags])
     assert raised.value.code == 2
     assert line in capsys.readouterr().err
+
+
+def test_used_name_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.safetensors"
+    out.write_bytes(b"earlier")
+    with pytest.raises(SystemExit) as raised:
+        train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "run"), "--dp-epsilon", "3"])
+    assert raised.value.code == 2
+    assert "x.safetensors is of an earlier run" in capsys.readouterr().err
+    assert out.read_bytes() == b"earlier"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_each_architecture_has_its_recipe() -> None:
         (["--random-crop-padding", "32"], "--random-crop-padding is below --image-size."),
         (["--arch", "lenet", "--image-size", "48"], "--arch lenet needs --image-size 32."),
         (["--epochs", "0"], "--epochs 0 needs --initial-weights."),
+        (["--epochs", "0", "--initial-weights", "x", "--finetune", "head"], "--finetune head excludes --epochs 0."),
+        (["--widths", "8,8,8,8,8"], "--widths of 5 groups needs --image-size 33."),
         (["--freeze-bn"], "--freeze-bn needs --initial-weights."),
         (["--online-teacher"], "--online-teacher needs --teacher."),
         (["--mixup", "0.5"], "--mixup needs --online-teacher."),
@@ -60,6 +62,21 @@ def test_resumed_run_keeps_its_immutable_fields() -> None:
     assert recipe("--epochs", "50", resumed_from=checkpointed) == checkpointed.model_copy(update={"epochs": 50.0})
     with pytest.raises(SettingsError, match=r"^--resume cannot change --widths, --seed\.$"):
         recipe("--widths", "8,16", "--seed", "3", resumed_from=checkpointed)
+
+
+def test_given_epochs_replace_steps_that_are_not_given() -> None:
+    assert recipe("--arch", "mlp", "--epochs", "5").max_steps == 0
+    assert recipe("--epochs", "50", resumed_from=Recipe(max_steps=9)) == Recipe(epochs=50)
+    assert recipe("--epochs", "50", "--max-steps", "7").max_steps == 7
+
+
+def test_auto_keeps_the_choice_of_a_resumed_run() -> None:
+    checkpointed = Recipe(finetune="all", initial_weights="x", class_balance="weights")
+    assert recipe("--class-balance", "auto", "--finetune", "auto", resumed_from=checkpointed) == checkpointed
+    changed = recipe("--class-balance", "none", resumed_from=checkpointed)
+    assert (changed.class_balance, changed.finetune) == ("none", "all")
+    with pytest.raises(SettingsError, match=r"^--resume cannot change --finetune\.$"):
+        recipe("--finetune", "head", resumed_from=checkpointed)
 
 
 def test_help_shows_defaults_choices_and_bounds() -> None:

@@ -46,6 +46,15 @@ def test_rare_class_that_is_never_predicted_is_named() -> None:
     assert report.warnings(results)[0] in report.text(results)
 
 
+def test_means_leave_out_classes_without_images() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    probabilities = torch.nn.functional.one_hot(labels, 3).float()
+    results = metrics.classification_metrics(probabilities, labels, ["cat", "dog", "zebra"])
+    assert (results["balanced_accuracy"], results["macro_f1"]) == (1, 1)
+    assert results["macro_average"] == {"precision": 1, "recall": 1, "f1-score": 1, "support": 4}
+    assert results["per_class"]["zebra"]["support"] == 0
+
+
 def test_most_confused_pairs_replace_a_large_matrix() -> None:
     names = [f"class {i}" for i in range(200)]
     labels = torch.arange(200).repeat(3)

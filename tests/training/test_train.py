@@ -203,6 +203,15 @@ def test_used_name_is_refused_unless_overwritten(
 
 
 @pytest.mark.slow
+def test_overwritten_run_cannot_be_resumed(folder: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "run", tmp_path / "run")
+    flags = ["--data", str(folder), "--out", str(tmp_path / "shades.safetensors"), "--run-dir", str(tmp_path / "run")]
+    train.main([*flags, "--overwrite", "--finetune", "head"])
+    with pytest.raises(SystemExit, match="There is no checkpoint at"):
+        train.main([*flags, "--resume"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -22,13 +22,13 @@ def embed(file: Path, images: NDArray[np.uint8]) -> Array:
     engines.block_usage_data()
     import openvino
 
-    from app.engines.openvino import PRECISION_HINTS, build_model, core
+    from app.engines.openvino import build_model, core, precision_hint
 
     backbone = load_backbone(file)
     precision = engines.openvino_precisions(backbone, "auto")[0]
     graph = build_model(backbone, backbone.card.activation_ranges if precision == "int8" else {})
     (features,) = (node for node in graph.get_ops() if node.get_type_name() == "ReduceMax")
-    options = {"INFERENCE_NUM_THREADS": available_cpus(), "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
+    options = {"INFERENCE_NUM_THREADS": available_cpus(), "INFERENCE_PRECISION_HINT": precision_hint(precision)}
     model = openvino.Model([features.output(0)], graph.get_parameters())
     request = core().compile_model(model, "CPU", options).create_infer_request()
     parts = [request.infer({0: images[i : i + BATCH]})[0].copy() for i in range(0, len(images), BATCH)]

@@ -49,7 +49,7 @@ def inspect(listing: Listing, size: int) -> Inspection:
     )
     items = [(part, item) for part, each in listing.parts.items() for item in each]
     with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock while it decodes
-        results = pool.map(lambda pair: _look(pair[1], size), items)
+        results = pool.map(lambda pair: _decode(pair[1], size), items)
         for (part, item), (decoded, native) in zip(items, _progress(results, len(items)), strict=True):
             picture = Picture(part, item.name, item.label)
             if isinstance(decoded, str):
@@ -69,7 +69,7 @@ def _progress(
     return iter(tqdm(results, "reading", count, leave=False, disable=None))
 
 
-def _look(item: Item, size: int) -> tuple[Pixels | str, tuple[int, int]]:
+def _decode(item: Item, size: int) -> tuple[Pixels | str, tuple[int, int]]:
     source = item.source
     if isinstance(source, Path):
         try:
