@@ -139,8 +139,8 @@ def plan(arguments: argparse.Namespace, replica: Service) -> Plan:
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=(__doc__ or "").splitlines()[0])
     number = flags.add_argument
-    number("--images-per-s", type=float, default=928, help="images/s of a replica at full load [%(default)g]")
-    number("--one-image-per-s", type=float, default=461, help="images/s of the engine in batches of 1 [%(default)g]")
+    number("--images-per-s", type=float, default=891, help="images/s of a replica at full load [%(default)g]")
+    number("--one-image-per-s", type=float, default=473, help="images/s of the engine in batches of 1 [%(default)g]")
     number("--max-batch", type=int, default=64, help="images [%(default)s]")
     number("--images", type=int, default=1, help="images in a request [%(default)s]")
     number("--request-us", type=float, default=31, help="CPU time of HTTP and form for a request [%(default)g]")
