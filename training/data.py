@@ -60,6 +60,10 @@ class Dataset(NamedTuple):
     dark_16_bit: Sequence[Path] = ()
     held_out: tuple[float, int] = (0.0, 0)
 
+    def test_part(self) -> dict[str, float]:
+        """What a card's recipe records of `held_out`."""
+        return dict(zip(HELD_OUT, self.held_out, strict=True))
+
 
 def download(root: Path, dataset: str = "cifar10") -> None:
     """Downloads the torchvision set where it is missing; raises DataError."""
@@ -144,16 +148,20 @@ def recorded_split(dataset: Dataset, *recipes: Mapping[str, Any]) -> tuple[Split
 
 
 def _check_held_out(dataset: Dataset, recipes: Sequence[Mapping[str, Any]]) -> None:
-    # Cards from before 0.2 have no record.
+    if parts := other_test_part(dataset, recipes):
+        raise DataError(f"A network was trained with {parts}; the test parts must be equal.")
+
+
+def other_test_part(dataset: Dataset, recipes: Sequence[Mapping[str, Any]]) -> str:
+    """The test part that a card records, and that of the data, if they differ; empty for a card without a record."""
     recorded = {(float(recipe[HELD_OUT[0]]), int(recipe[HELD_OUT[1]])) for recipe in recipes if HELD_OUT[0] in recipe}
-    if others := sorted(recorded - {dataset.held_out}):
-        was, now = (
-            f"--test-fraction {fraction:g} --split-seed {seed}" if fraction else "no test part held out of the data"
-            for fraction, seed in (others[0], dataset.held_out)
-        )
-        raise DataError(
-            f"A network was trained with {was}, the data are read with {now}; the test parts must be equal."
-        )
+    if not (others := sorted(recorded - {dataset.held_out})):
+        return ""
+    was, now = (
+        f"--test-fraction {fraction:g} --split-seed {seed}" if fraction else "no test part held out of the data"
+        for fraction, seed in (others[0], dataset.held_out)
+    )
+    return f"{was}; the data are read with {now}"
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from app import engines
 from app.model import weights
+from app.model.card import ModelCard
 from app.model.weights import BUNDLED
 from training import cli, data, metrics, report
+from training.data import Dataset
 from training.datasets import selection
 
 
@@ -19,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     loaded = weights.load(arguments.weights)
     card = loaded.card
     dataset = data.load(arguments.data, card.input_size, ["test"], selection.from_flags(arguments))
-    cli.print_remarks(dataset.rejected, dataset.notes)
+    cli.print_remarks(dataset.rejected, [*dataset.notes, *_warnings(dataset, card)])
     dataset = data.with_labels_of(card.classes, dataset, arguments.data)
     predict = partial(metrics.predict, engines.load(loaded, arguments.device))
     probabilities = predict(dataset.test.images)
@@ -35,6 +37,14 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.out or Path("runs") / f"evaluate-{loaded.version}"
     report.write(folder, results)
     print(*sections, f"JSON and plots are in {folder}", sep="\n\n")
+
+
+def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
+    """That the test images may have trained the network: they are a part of a folder that has no part of its own."""
+    parts = data.other_test_part(dataset, [each.recipe for each in card.networks or [card]])
+    if not dataset.held_out[0] or not parts:
+        return []
+    return [f"The file was trained with {parts}: if the folder is the same, these images have trained it."]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

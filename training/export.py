@@ -18,7 +18,7 @@ from app.model.quantization import quantize_weights
 from app.model.weights import SCALE, Tensors, Weights, save
 from training import calibration, metrics, provenance
 from training.baseline import with_histograms
-from training.data import HELD_OUT, Dataset, Split
+from training.data import Dataset, Split
 from training.ood import with_ood
 from training.recipe import Recipe
 
@@ -55,7 +55,7 @@ def build_card(name: str, dataset: Dataset, recipe: Recipe, network: nn.Module) 
         temperature=1,  # until `export` fits it
         test_accuracy=None,
         dataset=dataset.name,
-        recipe=recipe.model_dump(mode="json") | dict(zip(HELD_OUT, dataset.held_out, strict=True)),
+        recipe=recipe.model_dump(mode="json") | dataset.test_part(),
     )
 
 

@@ -105,7 +105,7 @@ def _network(name: str, dataset: Dataset, recipe: Recipe, backbone: Weights, hea
         temperature=1.0,
         test_accuracy=None,
         dataset=dataset.name,
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json") | dataset.test_part(),
     )
     weights = Weights(card, state, reference_images(train), np.empty(0, np.float32), "")
     return calibration.with_card(weights, activation_ranges=_ranges(weights, backbone, train))

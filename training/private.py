@@ -188,6 +188,7 @@ def build_weights(name: str, backbone: Weights, dataset: Dataset, head: Tensor, 
         "dp_accountant": ACCOUNTANT,
         "steps": STEPS,
         "batch_size": len(dataset.train),
+        **dataset.test_part(),
     }
     card = model_card(
         name=name,

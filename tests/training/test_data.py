@@ -36,8 +36,8 @@ def test_other_test_parts_than_recorded_are_refused(folder: Path) -> None:
     recorded = data.recorded_split(dataset, {**recipe, "test_fraction": 0.2, "split_seed": 0})[1]
     assert torch.equal(recorded.images, val.images)
     for was, line in (
-        ((0.0, 0), "trained with no test part held out of the data, the data are read with --test-fraction 0.2"),
-        ((0.2, 1), "trained with --test-fraction 0.2 --split-seed 1, the data are read with --test-fraction 0.2"),
+        ((0.0, 0), "trained with no test part held out of the data; the data are read with --test-fraction 0.2"),
+        ((0.2, 1), "trained with --test-fraction 0.2 --split-seed 1; the data are read with --test-fraction 0.2"),
     ):
         with pytest.raises(DataError, match=line):
             data.recorded_split(dataset, recipe, {**recipe, **dict(zip(data.HELD_OUT, was, strict=True))})
@@ -170,3 +170,11 @@ def test_fingerprint_follows_images_and_labels(folder: Path) -> None:
     for split in (Split(changed, dataset.train.labels), Split(dataset.train.images, dataset.train.labels.flip(0))):
         found = data.fingerprint(dataset._replace(train=split))
         assert {name for name in found if found[name] != original[name]} == {"content"}
+
+
+def test_test_part_of_the_card_is_compared_with_that_of_the_data(folder: Path) -> None:
+    dataset = data.load(folder / "train", 16)
+    assert dataset.held_out == (0.2, 0)
+    assert data.other_test_part(dataset, [{"test_fraction": 0.2, "split_seed": 0}, {}]) == ""
+    parts = data.other_test_part(dataset, [{"test_fraction": 0.0, "split_seed": 0}])
+    assert parts == "no test part held out of the data; the data are read with --test-fraction 0.2 --split-seed 0"
