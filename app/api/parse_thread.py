@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import TypeVar
 
-from app.errors import DeadlineExceeded, QueueFull
+from app.errors import QueueFull
 from app.inference.pipeline import Deadline
 
 MAX_BACKLOG_S = 2.0  # of calls that wait, at the mean duration of the last ones
@@ -35,10 +35,10 @@ class ParseThread:
             raise QueueFull("Too many large or compressed bodies are waiting to be parsed.", ceil(backlog_s))
         self._unfinished += 1
         try:
-            async with asyncio.timeout(deadline.at - monotonic()):
+            async with asyncio.timeout(deadline.left_s):
                 return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, call)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"No answer within {deadline.timeout_s:g} s.") from error
+            raise deadline.exceeded() from error
         finally:
             self._unfinished -= 1
 

@@ -14,6 +14,7 @@ from app.engines.cuda import Driver, Torch
 
 logger = logging.getLogger(__name__)
 
+CPUINFO = Path("/proc/cpuinfo")
 NICE = 10  # below the event loop, which did not get enough time with 3 (docs/experiments/2026-11-24-two-streams.md)
 
 
@@ -24,23 +25,23 @@ def available_cpus(system: Path = Path("/")) -> int:
     return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Instruction set extensions of the first CPU as Linux reports them; empty on other systems."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.split()) for line in lines if line.startswith("flags")), frozenset())
+    return next((frozenset(line.split()) for line in _lines(cpuinfo) if line.startswith("flags")), frozenset())
 
 
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_model(cpuinfo: Path = CPUINFO) -> str:
     """The CPU's model name on Linux, else Python's name of the platform."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = (line.partition(":")[2].strip() for line in _lines(cpuinfo) if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def _lines(cpuinfo: Path) -> list[str]:
+    """Empty where there is no such file."""
+    try:
+        return cpuinfo.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def native_precisions(flags: frozenset[str]) -> list[str]:

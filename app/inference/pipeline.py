@@ -26,6 +26,13 @@ class Deadline(NamedTuple):
     def after(cls, timeout_s: float) -> "Deadline":
         return cls(timeout_s, monotonic() + timeout_s)
 
+    @property
+    def left_s(self) -> float:
+        return self.at - monotonic()
+
+    def exceeded(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"No answer within {self.timeout_s:g} s.")
+
 
 class Prediction(NamedTuple):
     """Probabilities float32 [classes] of an image, the cascade's stage after which it left, and its size.
@@ -127,13 +134,13 @@ class Pipeline:
         with self._queue.reserve(len(files), caller) as reservation:
             classifier.users += 1
             try:
-                async with asyncio.timeout(deadline.at - monotonic()):
+                async with asyncio.timeout(deadline.left_s):
                     decoded = await self._decoder.decode(files, deadline.at, classifier.input_size)
                     if not errors_per_file:
                         _require_all(decoded)
                     return await self._run(classifier, files, decoded, reservation, start)
             except TimeoutError as error:
-                raise DeadlineExceeded(f"No answer within {deadline.timeout_s:g} s.") from error
+                raise deadline.exceeded() from error
             finally:
                 classifier.users -= 1
 
