@@ -22,6 +22,7 @@ from app.http.sequential_protocol import MAX_BUFFERED_BYTES
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from tests.conftest import serving
+from tests.support import logs
 from tests.support.raw_http import (
     CLOSE,
     connect,
@@ -249,7 +250,7 @@ def test_a_request_that_cannot_be_parsed_is_logged_and_counted(
         (response,) = exchange(client.base_url.port or 0, b"\x00")
         assert 'thirtytwo_requests_total{route="unmatched",status="400"} 1.0' in client.get("/metrics").text
     request_id = response.headers["x-request-id"]
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if request_id in line]
+    (line,) = [line for line in logs.read(capfd).splitlines() if request_id in line]
     assert "INFO    - unmatched 400" in line
 
 

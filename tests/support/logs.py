@@ -1,0 +1,13 @@
+"""What a service of the test process has logged."""
+
+import pytest
+
+from app.telemetry import log_stream
+
+WAIT_S = 20
+
+
+def read(capfd: pytest.CaptureFixture[str]) -> str:
+    """All text on stderr since the last call. While the service writes, pytest's capture loses lines."""
+    log_stream.stderr().drain(WAIT_S)
+    return capfd.readouterr().err
