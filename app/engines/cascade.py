@@ -27,7 +27,8 @@ class CascadeEngine:
     """Runs `stages` over engines whose outputs are uncalibrated probabilities.
 
     Every stage runs on the images that are left only, in passes of prepared batch sizes, the last one padded. The
-    probabilities of an image do not depend on the others in its batch. `early_exit` False runs all stages.
+    probabilities of an image do not depend on the others in its batch where those of the networks do not, as with
+    OpenVINO. `early_exit` False runs all stages.
     """
 
     def __init__(self, networks: Sequence[Engine], stages: Sequence[Stage], early_exit: bool = True) -> None:

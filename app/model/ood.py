@@ -49,7 +49,7 @@ class OodDetector:
 
     def __init__(self, calibration: OodCalibration, means: Array) -> None:
         self._calibration = calibration
-        self._means = np.ascontiguousarray(-2 * means.T)
+        self._means = np.ascontiguousarray(-2 * means)
         self._squares = (means * means).sum(1)
         self._quantiles = np.array(calibration.quantiles)
         self._shares = np.linspace(0, 1, len(self._quantiles))
@@ -67,7 +67,8 @@ class OodDetector:
     def squared_distances(self, whitened: Array) -> Array:
         """Squared Mahalanobis distance of each row to the closest class mean: float32 [N]."""
         # |z - m|^2 = |z|^2 - 2 z m + |m|^2, which needs no tensor [N, classes, D].
-        distances = whitened @ self._means
+        # A product per image: that of all of them adds in an order that depends on their number.
+        distances = (self._means @ whitened[:, :, np.newaxis])[:, :, 0]
         distances += self._squares
         nearest: Array = distances.min(1)
         nearest += np.einsum("nd,nd->n", whitened, whitened)

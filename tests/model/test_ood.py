@@ -21,6 +21,13 @@ def test_distance_is_the_smallest_to_a_class_mean(seed: int, images: int, classe
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+@given(seed=st.integers(0, 1000), size=st.integers(1, 64), classes=st.integers(2, 40), features=st.integers(8, 256))
+def test_distance_is_independent_of_the_batch(seed: int, size: int, classes: int, features: int) -> None:
+    detector, whitened = OodDetector(CALIBRATION, normal(seed, classes, features)), normal(seed + 1, 64, features)
+    parts = [detector.squared_distances(whitened[start : start + size]) for start in range(0, 64, size)]
+    assert np.array_equal(np.concatenate(parts), detector.squared_distances(whitened))
+
+
 def test_raw_score_weighs_confidence_and_distance() -> None:
     detector = OodDetector(CALIBRATION, np.zeros((2, 2), np.float32))
     raw = detector.scores(np.array([[0.9, 0.1]], np.float32), np.array([[3.0, 4.0]], np.float32))
