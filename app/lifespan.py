@@ -78,9 +78,10 @@ def lifespan(
         metrics.queue_limit.set(pipeline.batcher.queue.limit)
         drift = DriftMonitor(metrics)
         _describe(metrics, classifier)
-        _start(metrics, drift, classifier)
+        _start(metrics, drift, settings.early_exit, classifier)
         del classifier  # another one may replace it
-        repository = build_repository(source, pipeline, metrics, drift)
+        on_switch = partial(_start, metrics, drift, settings.early_exit)
+        repository = build_repository(source, pipeline, metrics, on_switch)
         candidates = add_shadow(settings, load_engine, pipeline, metrics) if settings.shadow_weights else None
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
         lifecycle.on_reload.append(partial(asyncio.to_thread, keys.reload))
@@ -173,13 +174,15 @@ def queue_shares(max_queue: int, max_files: int, share: float) -> tuple[int, int
     return caller_limit, min(small_limit, max_queue - max_files)
 
 
-def build_repository(source: Source, pipeline: Pipeline, metrics: Metrics, drift: DriftMonitor) -> Repository:
+def build_repository(
+    source: Source, pipeline: Pipeline, metrics: Metrics, on_switch: Callable[[Classifier], None]
+) -> Repository:
     """Loads from the source again, on the same engine."""
     return Repository(
         pipeline,
         source.read,
         _describing(source, metrics),
-        partial(_start, metrics, drift),
+        on_switch,
         lambda outcome: metrics.loads.labels(outcome).inc(),
     )
 
@@ -258,9 +261,9 @@ def _describe(metrics: Metrics, classifier: Classifier) -> None:
     metrics.describe_model(classifier.classes, max(1, len(classifier.weights.card.stages)))
 
 
-def _start(metrics: Metrics, drift: DriftMonitor, classifier: Classifier) -> None:
+def _start(metrics: Metrics, drift: DriftMonitor, early_exit: bool, classifier: Classifier) -> None:
     """The metrics of the model that serves from now on."""
     weights, engine = classifier.weights, classifier.engine
     names = weights.card.name, weights.version, engine.name, engine.device, engine.precision
-    metrics.name_model(*names, exit_shares=weights.card.exit_shares())
-    drift.start(weights.version, weights.card)
+    metrics.name_model(*names, exit_shares=weights.card.exit_shares() if early_exit else ())
+    drift.start(weights.version, weights.card, early_exit)

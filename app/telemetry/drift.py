@@ -80,12 +80,15 @@ class DriftMonitor:
         self._pending: list[Prediction] = []
         self._slot_images = 0
 
-    def start(self, version: str, card: ModelCard) -> None:
-        """Starts an empty window for the model that serves from now on. Its file may have no baseline."""
+    def start(self, version: str, card: ModelCard, early_exit: bool = True) -> None:
+        """Starts an empty window for the model that serves from now on. Its file may have no baseline.
+
+        Without early exit, a cascade has no index of stages and confidences: its file has those with early exit.
+        """
         for name in self._windows:
             self._metrics.observe_drift(name, 0.0, 0.0)
         self._version, self._baseline = version, card.baseline
-        self._windows = _windows(card)
+        self._windows = _windows(card, early_exit)
         self._pending, self._slot_images = [], 0
 
     def observe(self, version: str, images: Sequence[Prediction]) -> None:
@@ -116,7 +119,7 @@ class DriftMonitor:
             self._metrics.observe_drift(name, index, critical)
 
 
-def _windows(card: ModelCard) -> dict[str, Window]:
+def _windows(card: ModelCard, early_exit: bool) -> dict[str, Window]:
     """By feature; empty for a file without a baseline."""
     if (baseline := card.baseline) is None:
         return {}
@@ -127,6 +130,8 @@ def _windows(card: ModelCard) -> dict[str, Window]:
         "ood_score": baseline.ood_score.shares if baseline.ood_score else [],
         "exit_stage": card.exit_shares(),
     }
+    if card.stages and not early_exit:
+        del shares["confidence"], shares["exit_stage"]
     return {name: Window(each) for name, each in shares.items() if len(each) > 1}  # one bin never changes
 
 

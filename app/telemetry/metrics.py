@@ -71,7 +71,7 @@ class Metrics:
         )
         self.expected_exit_share = gauge(
             "thirtytwo_expected_exit_share",
-            "Share of validation images that left the cascade after this stage; absent for a single network.",
+            "Share of validation images that left the cascade after this stage; absent or 0 without early exit.",
             ["stage"],
             multiprocess_mode="livemostrecent",
         )

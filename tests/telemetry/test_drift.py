@@ -180,3 +180,13 @@ def test_a_baseline_of_other_classes_is_refused(card: ModelCard) -> None:
     other: Sequence[float] = [0.5, 0.5]
     with pytest.raises(ValueError, match="the baseline has 2 classes, the card has 10"):
         ModelCard.model_validate(card.model_dump() | {"baseline": BASELINE.model_dump() | {"classes": other}})
+
+
+def test_without_early_exit_a_cascade_has_no_drift_of_stages_and_confidences(card: ModelCard) -> None:
+    stages = [Stage(network=0, share=1.0, threshold=0.9), Stage(network=0, share=0.25)]
+    two, metrics = card.model_copy(update={"stages": stages}), Metrics()
+    monitor = DriftMonitor(metrics, WINDOW)
+    monitor.start("a", two, early_exit=False)
+    monitor.observe("a", [each._replace(stage=1) for each in USUAL] * (WINDOW // CHUNK))
+    found = {name for name in (*FEATURES, "exit_stage") if value(metrics, "psi", name) is not None}
+    assert found == {*FEATURES} - {"confidence", "exit_stage"}
