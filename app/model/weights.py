@@ -159,8 +159,10 @@ def _parse(data: bytes) -> Weights:
     stages = tensors.pop(REFERENCE_STAGES, None)
     weights = Weights(card, tensors, images, probabilities, hashlib.sha256(data).hexdigest(), stages)
     _check_references(weights)
-    for network in weights.networks or [weights]:
-        _check_state(network)
+    if card.stages:
+        _check_networks(weights)
+    else:
+        _check_state(weights)
     return weights
 
 
@@ -185,6 +187,20 @@ def _check_references(weights: Weights) -> None:
     expected = (len(card.stages), *probabilities.shape) if card.stages else None
     if (None if stages is None else stages.shape) != expected or (stages is not None and stages.dtype != np.float32):
         raise WeightsError("has reference probabilities of stages that do not match its card.")
+    if stages is not None and not np.array_equal(stages[-1], probabilities):
+        raise WeightsError("has reference probabilities that are not those of its last stage.")
+
+
+def _check_networks(weights: Weights) -> None:
+    """Raises WeightsError, which names the network, where `_check_state` does, and for a tensor of no network."""
+    prefixes = tuple(NETWORK.format(index) for index in range(len(weights.card.networks)))
+    if surplus := [name for name in weights.state if not name.startswith(prefixes)]:
+        raise WeightsError(f"has a tensor of no network on its card: {min(surplus)[:80]}.")
+    for index, network in enumerate(weights.networks):
+        try:
+            _check_state(network)
+        except WeightsError as error:
+            raise WeightsError(f"{str(error).removesuffix('.')}, in network {index}.") from error
 
 
 def _check_state(weights: Weights) -> None:

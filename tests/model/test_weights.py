@@ -208,6 +208,21 @@ def test_cascade_is_loaded_as_saved(cascade_weights: Path, tmp_path: Path) -> No
         weights.load(write(tmp_path, loaded))
 
 
+def test_tensors_and_references_of_a_cascade_are_checked(cascade_weights: Path, tmp_path: Path) -> None:
+    loaded, path = weights.load(cascade_weights), tmp_path / "changed.safetensors"
+    surplus = {**loaded.state, "networks.2.head.weight": np.zeros(1, np.float16)}
+    missing = {name: value for name, value in loaded.state.items() if name != "networks.1.head.weight"}
+    other = np.roll(loaded.reference_probabilities, 1, axis=1)
+    for state, probabilities, message in (
+        (surplus, loaded.reference_probabilities, r"no network on its card: networks\.2\.head\.weight"),
+        (missing, loaded.reference_probabilities, r"head\.weight is missing, in network 1\."),
+        (loaded.state, other, "are not those of its last stage"),
+    ):
+        weights.save(path, loaded.card, state, loaded.reference_images, probabilities, loaded.reference_stages)
+        with pytest.raises(WeightsError, match=message):
+            weights.load(path)
+
+
 def test_endless_files_are_rejected_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with (tmp_path / "sparse").open("wb") as sparse:
