@@ -13,6 +13,7 @@ from training import calibration
 
 MAX_LOSS = 0.0005  # default: accuracy that early exits may cost, against the last stage for every image
 CANDIDATES = 40  # quantiles of the confidence that are tried as thresholds of an exit
+MAX_COMBINATIONS = 64_000  # of thresholds: seconds; beyond three exits, each has fewer candidates
 MIN_IMAGES = 200  # that reach a stage before it gets a calibration of its own
 
 Array = NDArray[np.float32]
@@ -51,8 +52,9 @@ def choose_thresholds(
     probabilities = np.stack([probabilities_of(*each) for each in zip(stages, log_probabilities, strict=True)])
     confidence, predicted, last = probabilities.max(2), probabilities.argmax(2), probabilities[-1]
     loss = last.max(1) - np.take_along_axis(last, predicted.T, 1).T  # [stages, N]
-    levels = np.linspace(0, 1, CANDIDATES)
-    candidates = [np.unique(np.quantile(each, levels)) for each in confidence[:-1]]
+    exits = confidence[:-1]
+    levels = np.linspace(0, 1, min(CANDIDATES, max(2, int(MAX_COMBINATIONS ** (1 / max(1, len(exits)))))))
+    candidates = [np.unique(np.quantile(each, levels)) for each in exits]
     best, least = tuple(1.0 for _ in candidates), float("inf")
     for thresholds in product(*candidates):
         cost, expected = _cost_and_loss(confidence, loss, thresholds, costs)

@@ -61,3 +61,10 @@ def test_averages_cover_the_last_stages() -> None:
     singles = [np.full((2, 3), value, np.float32) for value in (1, 2, 6)]
     stages = [Stage(network=0), Stage(network=0), Stage(network=0, average_last=2)]
     assert averages(stages, singles)[:, 0, 0].tolist() == [1, 2, 4]
+
+
+def test_the_search_is_bounded_for_many_exits() -> None:
+    """40 candidates for each of 15 exits would not end."""
+    log_probabilities, _ = outputs(0, [float(each) for each in range(1, 17)], images=50)
+    stages = choose_thresholds([Stage(network=0)] * 16, log_probabilities, [1.0] * 16, max_loss=0.2)
+    assert [stage.threshold is None for stage in stages] == [False] * 15 + [True]
