@@ -67,8 +67,10 @@ def load_teacher(recipe: Recipe, classes: list[str], images: Tensor, device: str
         raise DataError(f"The teacher {file} has other classes or another input size than the student.")
     name = f"{loaded.card.name} {loaded.version}"
     if recipe.online_teacher:
-        # Mixup images are outside of the data that calibration was fitted on, so its sharpening does not apply.
-        return OnlineTeacher(name, _predict_fn(uncalibrated(loaded), device), recipe.distill_temperature)
+        # Mixup images are outside of the data that calibration was fitted on, so its sharpening does not apply. A
+        # cascade keeps it: its thresholds are of calibrated confidences.
+        raw = loaded if loaded.card.stages else uncalibrated(loaded)
+        return OnlineTeacher(name, _predict_fn(raw, device), recipe.distill_temperature)
     predict = _predict_fn(loaded, device)
     # Chunks bound the memory of the six views, and move the progress bar.
     chunks = tqdm(images.split(1000), desc="teacher", unit="thousand", leave=False, disable=None)

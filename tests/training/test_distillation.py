@@ -57,6 +57,15 @@ def test_online_teacher_is_uncalibrated_and_sees_the_batch(sharpened_weights: Pa
     torch.testing.assert_close(teacher(INDEX, IMAGES[:2]), metrics.flip_tta(predict, IMAGES[:2]).softmax(1))
 
 
+@pytest.mark.slow
+def test_online_teacher_can_be_a_cascade(cascade_weights: Path) -> None:
+    recipe = Recipe(teacher=str(cascade_weights), online_teacher=True, distill_temperature=1)
+    teacher = distillation.load_teacher(recipe, CLASSES, IMAGES)
+    assert teacher is not None
+    predict = partial(metrics.predict, engines.load(weights.load(cascade_weights)))
+    torch.testing.assert_close(teacher(INDEX, IMAGES[:2]), metrics.flip_tta(predict, IMAGES[:2]).softmax(1))
+
+
 @pytest.mark.parametrize(("classes", "size"), [(CLASSES[:9], 32), (CLASSES, 24)])
 def test_teacher_of_other_classes_or_size_is_rejected(tiny_weights: Path, classes: list[str], size: int) -> None:
     with pytest.raises(DataError, match="has other classes or another input size"):
