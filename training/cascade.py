@@ -10,6 +10,7 @@ network was trained on: the files must have been trained with one --seed and one
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def compose(
         architecture="cascade",
         arguments={},
         parameters=sum(each.card.parameters for each in networks),
-        forward_gflops=float(f"{np.dot(shares, costs):.4g}"),
+        forward_gflops=_mean_cost(shares, costs) or None,
         temperature=1.0,
         networks=[each.card for each in networks],
         stages=fitted,
@@ -139,14 +140,19 @@ def _evaluate(
     stages = [engine.run_stages(batch, early_exit=False) for batch in batches]
     exits = np.concatenate([output.stages for output in served])
     shares = np.array([(exits >= stage).mean() for stage in range(len(card.stages))])
-    costs = np.array([card.networks[stage.network].forward_gflops or 0.0 for stage in card.stages])
+    costs = [card.networks[stage.network].forward_gflops or 0.0 for stage in card.stages]
     accuracies = [metrics.accuracy(_concatenated(each), labels) for each in zip(*stages, strict=True)]
     return {
         **split_results(name, _concatenated(served), labels),
-        f"{name}_gflops": round(float(shares @ costs), 4),
+        f"{name}_gflops": _mean_cost(shares, costs),
         f"{name}_stage_shares": shares.round(4).tolist(),
         f"{name}_stage_accuracies": [round(each, 4) for each in accuracies],
     }
+
+
+def _mean_cost(shares: NDArray[np.floating], costs: Sequence[float]) -> float:
+    """GFLOPs of an image, for the shares of images that reach each stage."""
+    return float(f"{np.dot(shares, costs):.4g}")
 
 
 def _concatenated(outputs: Sequence[Output]) -> torch.Tensor:
@@ -173,6 +179,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    start = time.perf_counter()
     name = arguments.name or arguments.out.stem
     cli.check_output(name, arguments.out, arguments.overwrite)
     runs = _read_runs(arguments.runs) if arguments.runs else []
@@ -186,6 +193,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"it names none of the {len(networks)} files, which count from 0, or averages more stages than there are"
         )
         raise DataError(f"--stage: {error}: {detail}.") from None
+    if unused := set(range(len(networks))) - {stage.network for stage in arguments.stage}:
+        raise DataError(f"No --stage names {arguments.networks[min(unused)]}, file {min(unused)}.")
     dataset = _load_data(arguments, networks)
     train, val = data.recorded_split(dataset, *(each.card.recipe for each in networks))
     first = arguments.stage[0].network
@@ -201,8 +210,9 @@ def run(arguments: argparse.Namespace) -> None:
     results = evaluate(engine, card, "val", val)
     if len(dataset.test):
         results |= evaluate(engine, card, "test", dataset.test)
-        update = {"test_accuracy": results["test_accuracy"], "forward_gflops": results["test_gflops"]}
+        update = {"test_accuracy": results["test_accuracy"], "forward_gflops": results["test_gflops"] or None}
         card = card.model_copy(update=update)
+    results |= provenance.step(time.perf_counter() - start, torch.device(engine.device))
     save(arguments.out, card.model_copy(update={"results": results}), *cascade[1:4], cascade.reference_stages)
     for metric, value in results.items():
         print(f"{metric:28} {value}")

@@ -11,7 +11,6 @@ import argparse
 import json
 import shlex
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,12 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from app.errors import SettingsError
 from app.model import weights
+from app.model.card import check_references
 from training import cascade, checkpoint, cli, data, train
 from training.data import HELD_OUT
+from training.datasets import selection
 from training.exits import MAX_LOSS
-from training.recipe import DEFAULT_RECIPES, Recipe
+from training.recipe import DEFAULT_RECIPES, IMMUTABLE_FIELDS, Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
+
+FIXED = (*IMMUTABLE_FIELDS, "finetune")  # for all runs of a network
 
 Flags = dict[str, Any]
 
@@ -97,6 +100,7 @@ def plan(chain: ChainFile, run_dir: Path) -> list[Run]:
     """The runs in order, with the teachers' names replaced by files; raises SettingsError for an invalid flag."""
     runs: list[Run] = []
     files: dict[str, Path] = {}  # of `network` and `network/number`
+    recipes: dict[str, Recipe] = {}  # of the first run of each network
     for network in chain.networks:
         # Without choices that depend on the data: a run is made by its flags only.
         flags = {"finetune": "none", "class_balance": "none"} | chain.defaults
@@ -108,23 +112,42 @@ def plan(chain: ChainFile, run_dir: Path) -> list[Run]:
                     raise SettingsError(f"{network.name}/{number}: the teacher {teacher} is not an earlier run.")
                 resolved["teacher"] = str(files[teacher])
             run = Run(network.name, number, run_dir / network.name, resolved)
-            _check(run)
+            recipe = _check(run)
+            first = recipes.setdefault(network.name, recipe)
+            if changed := [field for field in FIXED if getattr(recipe, field) != getattr(first, field)]:
+                raise SettingsError(f"{network.name}/{number}: {', '.join(changed)} differs from the first run.")
             runs.append(run)
             files[network.name] = files[f"{network.name}/{number}"] = run.out
     return runs
 
 
-def stage_flags(chain: ChainFile) -> Iterator[str]:
-    """The flags of `training.cascade`, with indices for the networks' names; raises SettingsError for another name."""
-    names = [network.name for network in chain.networks]
+def composed(chain: ChainFile) -> list[str]:
+    """The networks that stages name, in the order of the file: others are teachers only."""
+    named = {stage.partition(":")[0] for stage in chain.cascade.stages}
+    return [network.name for network in chain.networks if network.name in named]
+
+
+def stages(chain: ChainFile) -> list[str]:
+    """As `training.cascade` reads them, with indices into `composed`; raises SettingsError for an invalid one."""
+    names = composed(chain)
+    texts, parsed = [], []
     for stage in chain.cascade.stages:
         name, *options = stage.split(":")
         if name not in names:
-            raise SettingsError(f"The stage {stage} names none of the networks {', '.join(names)}.")
-        yield from ("--stage", ":".join([str(names.index(name)), *options]))
+            known = ", ".join(network.name for network in chain.networks)
+            raise SettingsError(f"The stage {stage} names none of the networks {known}.")
+        texts.append(":".join([str(names.index(name)), *options]))
+        try:
+            parsed.append(cascade.parse_stage(texts[-1]))
+            check_references(parsed, len(names))
+        except ValueError:
+            form = "NETWORK[:flip][:K], where K is at most the number of stages so far"
+            raise SettingsError(f"The stage {stage} is not of the form {form}.") from None
+    return texts
 
 
-def _check(run: Run) -> None:
+def _check(run: Run) -> Recipe:
+    """The recipe of the run; raises SettingsError."""
     where = f"{run.network}/{run.number}"
     unknown = run.flags.keys() - Recipe.model_fields.keys()
     if unknown:
@@ -146,6 +169,7 @@ def _check(run: Run) -> None:
         made_by = Recipe.model_validate({key: recorded[key] for key in recorded.keys() - set(HELD_OUT)})
         if made_by.model_dump(include=fixed) != recipe.model_dump(include=fixed):
             raise SettingsError(f"{run.out} was made by another recipe; another --run-dir starts anew.")
+    return recipe
 
 
 def check_data(runs: list[Run], arguments: argparse.Namespace) -> None:
@@ -157,7 +181,7 @@ def check_data(runs: list[Run], arguments: argparse.Namespace) -> None:
         size = state["recipe"]["image_size"]
         if size not in read:
             splits = ["train"] if arguments.no_test else data.SPLITS
-            dataset = data.load(arguments.data, size, splits, unread=["test"])
+            dataset = data.load(arguments.data, size, splits, selection.from_flags(arguments), unread=["test"])
             read[size] = data.fingerprint(data.with_validation(dataset)[0])
         rule = f"The runs in {file.parent} continue on the same data only (another --run-dir starts anew); its"
         checkpoint.check_fingerprint(state, read[size], rule)
@@ -167,12 +191,13 @@ def is_finished(chain: ChainFile, runs: list[Run], out: Path) -> bool:
     """Whether the file is the cascade of this chain and these runs; raises WeightsError for a damaged file."""
     if not all(file.is_file() for file in (out, *(run.out for run in runs))):
         return False
-    stages = [cascade.parse_stage(text) for text in list(stage_flags(chain))[1::2]]
-    return weights.load(out).card.recipe == cascade.recipe_of(stages, chain.cascade.max_loss, record(runs))
+    parsed = [cascade.parse_stage(text) for text in stages(chain)]
+    return weights.load(out).card.recipe == cascade.recipe_of(parsed, chain.cascade.max_loss, record(runs))
 
 
 def train_run(run: Run, arguments: argparse.Namespace) -> None:
-    argv = ["--data", str(arguments.data), "--out", str(run.out), "--name", run.network, "--run-dir", str(run.folder)]
+    argv = [*selection.as_flags(arguments), "--out", str(run.out)]
+    argv += ["--name", run.network, "--run-dir", str(run.folder)]
     # The networks must not see the images that the cascade reports as test images.
     test = "--no-test" if arguments.no_test else "--unread-test"
     argv += ["--device", arguments.device, test, *_as_flags(run.flags)]
@@ -183,23 +208,34 @@ def train_run(run: Run, arguments: argparse.Namespace) -> None:
 
 def record(runs: list[Run]) -> list[dict[str, Any]]:
     """What made each network, for the card: flags, seconds, commit, machine and version of every run."""
-    cards = [(run, weights.load(run.out)) for run in runs]
-    return [
-        {"network": run.network, "run": run.number, "version": loaded.version, "flags": loaded.card.recipe}
-        | {name: loaded.card.results.get(name) for name in ("training_s", "commit", "machine")}
-        for run, loaded in cards
-    ]
+    records: list[dict[str, Any]] = []
+    before: dict[str, int] = {}  # seconds by network: a run continues the time of the one before
+    for run in runs:
+        loaded = weights.load(run.out)
+        results = loaded.card.results
+        total = results.get("training_s") or 0
+        records.append(
+            {"network": run.network, "run": run.number, "version": loaded.version, "flags": loaded.card.recipe}
+            | {"training_s": total - before.get(run.network, 0)}
+            | {name: results.get(name) for name in ("commit", "machine")}
+        )
+        before[run.network] = total
+    return records
 
 
 def run(arguments: argparse.Namespace) -> None:
     chain = load(arguments.recipe)
     name = arguments.name or arguments.out.stem
     run_dir: Path = arguments.run_dir or Path("runs") / name
-    runs, stages = plan(chain, run_dir), list(stage_flags(chain))
-    if is_finished(chain, runs, arguments.out) and not arguments.overwrite:
+    runs = plan(chain, run_dir)
+    stage_flags = [text for stage in stages(chain) for text in ("--stage", stage)]
+    if not arguments.overwrite and is_finished(chain, runs, arguments.out):
+        check_data(runs, arguments)
         print(f"{arguments.out} is finished; --overwrite composes it again from the networks in {run_dir}.")
         return
     cli.check_output(name, arguments.out, arguments.overwrite)
+    if arguments.download:
+        data.download(arguments.data, arguments.dataset or "cifar10")
     check_data(runs, arguments)
     for each in runs:
         if not each.out.exists():
@@ -209,7 +245,8 @@ def run(arguments: argparse.Namespace) -> None:
     history = run_dir / "runs.json"
     history.write_text(json.dumps(record(runs), indent=1) + "\n")
     files = {each.network: str(each.out) for each in runs}  # of the last run of each network
-    argv = [*files.values(), *stages, "--data", str(arguments.data), "--out", str(arguments.out), "--name", name]
+    argv = [*(files[network] for network in composed(chain)), *stage_flags, *selection.as_flags(arguments)]
+    argv += ["--out", str(arguments.out), "--name", name]
     argv += ["--device", arguments.device, "--max-loss", str(chain.cascade.max_loss), "--runs", str(history)]
     argv += [flag for flag in ("--no-test", "--overwrite") if getattr(arguments, flag[2:].replace("-", "_"))]
     print(f"$ python -m training.cascade {shlex.join(argv)}", flush=True)
@@ -233,7 +270,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="name in training/recipes, or path to a .toml file")
-    add("--data", type=Path, required=True, metavar="DIR", help="data folder, as for training.train")
+    selection.add_flags(parser)
+    add("--download", action="store_true", help="download --dataset, or else CIFAR-10, into --data first")
     add("--out", type=Path, required=True, metavar="FILE", help="weights file to write")
     add("--name", help="name on the model card [stem of --out]")
     add("--run-dir", type=Path, metavar="DIR", help="folder of the runs [runs/<name>]")

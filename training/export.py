@@ -87,11 +87,7 @@ def export(
     for the test images, or without any for the validation images. Test images are read once, after everything is
     chosen.
     """
-    results: dict[str, Any] = {
-        "training_s": round(training_s),
-        "commit": provenance.commit(),
-        "machine": provenance.machine(next(network.parameters()).device),
-    }
+    results = provenance.step(training_s, next(network.parameters()).device)
     references = reference_images(val)  # never test images: the file is public
     weights = Weights(card, quantized_state(network), references, np.empty(0, np.float32), "")
     # The ranges are those of the stored weights, so that weight rounding is part of the error they minimise.

@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,11 @@ def commit() -> str | None:
 def engine(engine: Engine) -> str:
     """What calibration and accuracies were measured on, such as `openvino on cpu in int8`."""
     return f"{engine.name} on {engine.device} in {engine.precision}"
+
+
+def step(seconds: float, device: torch.device) -> dict[str, Any]:
+    """Of one step of a training, for the results on a card."""
+    return {"training_s": round(seconds), "commit": commit(), "machine": machine(device)}
 
 
 def machine(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -234,7 +234,7 @@ class Trainer:
         """Every process must call it: a signal to one of them stops all at the same step."""
         if self.context.all_reduce_sum(stop.received)[0] > 0:
             self._save(file)
-            raise Interrupted(f"Interrupted at step {self.step} of {self.total_steps}; --resume continues from here.")
+            raise Interrupted(f"Interrupted at step {self.step} of {self.total_steps}; a resumed run continues here.")
 
     def _print_epoch(self) -> None:
         epoch = self.history[-1]

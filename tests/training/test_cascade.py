@@ -97,6 +97,21 @@ def test_stage_of_a_missing_file_or_stage_is_refused(
         compose(networks, folder, tmp_path / "c.safetensors", *flags)
 
 
+@pytest.mark.slow
+def test_file_that_no_stage_names_is_refused(networks: list[Path], folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"No --stage names {networks[1]}, file 1"):
+        compose(networks, folder, tmp_path / "c.safetensors", "--stage", "0")
+
+
+@pytest.mark.slow
+def test_cascade_of_very_small_networks_is_loaded(folder: Path, tmp_path: Path) -> None:
+    files = [
+        fit(folder, tmp_path / name, "--arch", "mlp", "--max-steps", "5", "--val-fraction", "0.2") for name in "ab"
+    ]
+    loaded = compose(files, folder, tmp_path / "c.safetensors", "--stage", "0", "--stage", "1")
+    assert 0 < (loaded.card.forward_gflops or 0) < 1e-3
+
+
 def test_data_of_other_classes_are_refused(
     tiny_weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,9 @@ def test_chain_makes_a_cascade_and_resumes(
     ]
     assert card.recipe["runs"][2]["flags"]["teacher"] == f"large {card.recipe['runs'][1]['version']}"
     assert all(each["machine"] for each in card.recipe["runs"])
+    total = [weights.load(tmp_path / "runs/large" / f"{n}.safetensors").card.results["training_s"] for n in (1, 2)]
+    assert [each["training_s"] for each in card.recipe["runs"][:2]] == [total[0], total[1] - total[0]]
+    assert card.results["machine"]
     assert card.test_accuracy is not None
     assert not any(name.startswith("test") for network in card.networks for name in network.results)
     run(recipe, folder, out)
@@ -117,6 +120,24 @@ def test_no_network_sees_the_test_images_of_a_flat_folder(recipe: Path, folder: 
     assert trained_on.isdisjoint(image.numpy().tobytes() for image in dataset.test.images)
 
 
+@pytest.mark.slow
+def test_network_that_no_stage_names_is_a_teacher_only(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    stages = 'stages = ["small", "large", "large:flip:2"]'
+    recipe.write_text(
+        RUN.replace("epochs = 6", "epochs = 1")
+        .replace("epochs = 8", "epochs = 2")
+        .replace(stages, 'stages = ["small"]')
+    )
+    out = tmp_path / "shades.safetensors"
+    run(recipe, folder / "train", out, "--test-fraction", "0.3", "--split-seed", "1")
+    card = weights.load(out).card
+    assert [network.name for network in card.networks] == ["small"]
+    flags = card.recipe["runs"][0]["flags"]
+    assert (flags["test_fraction"], flags["split_seed"]) == (0.3, 1)
+    with pytest.raises(SystemExit, match=f"{tmp_path}/none"):
+        run(recipe, tmp_path / "none", out)
+
+
 def test_runs_continue_each_other(recipe: Path, tmp_path: Path) -> None:
     large, averaged, small = chain.plan(chain.load(str(recipe)), tmp_path)
     assert not large.is_started
@@ -132,6 +153,9 @@ def test_runs_continue_each_other(recipe: Path, tmp_path: Path) -> None:
         ("[cascade]", "[cascades]", "cascade: field required"),
         ('name = "small"', 'name = "large"', "networks: value error, several networks have the name large"),
         ('"small", "large"', '"tiny", "large"', "The stage tiny names none of the networks large, small"),
+        ('"small", "large"', '"small:2", "large"', "The stage small:2 is not of the form NETWORK[:flip][:K]"),
+        ('"small", "large"', '"small", "large:flop"', "The stage large:flop is not of the form NETWORK[:flip][:K]"),
+        ("average_checkpoints = true", "batch_size = 20", "large/2: batch_size differs from the first run"),
         ('teacher = "large/2"', 'teacher = "small"', "small/1: the teacher small is not an earlier run"),
         ("depth = 2", "deep = 2", "large/1: deep is not a flag"),
         ("depth = 2", 'finetune = "head"', "large/1: a linear head cannot be in a chain"),
@@ -188,7 +212,7 @@ def test_unknown_recipe_names_the_known_ones() -> None:
 def test_bundled_recipe_is_valid(tmp_path: Path) -> None:
     bundled = chain.load("cifar10")
     assert len(chain.plan(bundled, tmp_path)) == 6
-    assert list(chain.stage_flags(bundled))[1::2] == ["1", "0", "0:flip:2"]
+    assert chain.stages(bundled) == ["1", "0", "0:flip:2"]
 
 
 def test_recipe_for_own_images_starts_from_the_bundled_network(tmp_path: Path) -> None:
@@ -196,7 +220,7 @@ def test_recipe_for_own_images_starts_from_the_bundled_network(tmp_path: Path) -
     large, small = chain.plan(own, tmp_path)
     assert large.flags["finetune"] == "all"
     assert small.flags["teacher"] == str(large.out)
-    assert list(chain.stage_flags(own))[1::2] == ["1", "0"]
+    assert chain.stages(own) == ["1", "0"]
 
 
 def test_choices_of_a_finished_run_do_not_make_it_another(tmp_path: Path, tiny_weights: Path) -> None:

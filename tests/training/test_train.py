@@ -97,7 +97,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_130(folder: Path, tmp_path: P
         while "epoch" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert "--resume continues from here" in process.communicate(timeout=60)[0]
+        assert "a resumed run continues here" in process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] >= 3
 

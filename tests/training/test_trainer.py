@@ -75,7 +75,7 @@ def test_interrupted_run_resumes_bit_identically(tmp_path: Path, step: int) -> N
     whole = fitted(tmp_path / "whole")
     trainer = small_trainer()
     trainer.loader = SignallingLoader(trainer.loader, step)
-    with pytest.raises(Interrupted, match=rf"Interrupted at step {step + 1} of 12; --resume continues from here"):
+    with pytest.raises(Interrupted, match=rf"Interrupted at step {step + 1} of 12; a resumed run continues here"):
         trainer.fit(VAL, tmp_path, checkpoint_interval_s=60)
     resumed = fitted(tmp_path, resume=True)
     assert equal(state(whole), state(resumed))

@@ -43,6 +43,15 @@ def from_flags(arguments: argparse.Namespace) -> Selection:
     return Selection(arguments.dataset, arguments.test_fraction, arguments.split_seed)
 
 
+def as_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags of `add_flags` on another command line, without those that have their defaults."""
+    flags = ["--data", str(arguments.data)]
+    for name, value in from_flags(arguments)._asdict().items():
+        if value != Selection._field_defaults[name]:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 1 << 64:
