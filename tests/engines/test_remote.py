@@ -140,7 +140,7 @@ def test_waiting_calls_form_one_batch(tiny: Weights) -> None:
         calls = [pool.submit(fronts[0], noise(1))]
         assert gate.entered.wait(30)
         calls += [pool.submit(front, noise(8, seed)) for seed, front in enumerate(fronts[1:], 1)]
-        time.sleep(0.2)  # all wait now
+        time.sleep(1)  # all wait now
         gate.opened.set()
         outputs = [call.result(30) for call in calls]
     assert gate.batches == [1, MAX_BATCH]
@@ -376,4 +376,4 @@ def test_shared_memory_has_no_name(tiny: Weights) -> None:
     with serving() as served:
         remote = served.connect(description(tiny))
         remote(noise(1))
-        assert named_shared_memory() == before
+        assert named_shared_memory() <= before  # other tests of the machine have some, too

@@ -102,7 +102,7 @@ def test_killed_engine_process_is_replaced_with_its_front_ends(tiny_weights: Pat
     assert running.returncode == 0, log
     assert f"engine process {engine} exited with status -9" in log
     assert "Traceback" not in log
-    assert named_shared_memory() == shared_memory
+    wait_until(lambda: named_shared_memory() <= shared_memory)  # other tests of the machine have some, too
 
 
 def test_killed_front_end_leaves_the_engine_process(tiny_weights: Path, cat: bytes) -> None:
@@ -137,10 +137,9 @@ def test_stopped_service_leaves_no_process(tiny_weights: Path, cat: bytes) -> No
 
 def test_engine_process_outlasts_draining_front_ends(tiny_weights: Path) -> None:
     """Every process gets SIGTERM; the front ends still answer what they have accepted."""
-    with (
-        faulty_process("slow", tiny_weights, workers=2, THIRTYTWO_INFERENCE_TIMEOUT_S="60") as (running, url),
-        ThreadPoolExecutor(4) as pool,
-    ):
+    names = "THIRTYTWO_INFERENCE_TIMEOUT_S", "THIRTYTWO_REQUEST_TIMEOUT_S", "TEST_SHUTDOWN_TIMEOUT_S"
+    limits = dict.fromkeys(names, "60")
+    with faulty_process("slow", tiny_weights, workers=2, **limits) as (running, url), ThreadPoolExecutor(4) as pool:
         files = [("file", ("x.png", WHITE))] * 64  # 0.01 s each
         sent = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=30) for _ in range(4)]
         time.sleep(1)
@@ -192,7 +191,8 @@ def test_failed_engine_is_replaced(tiny_weights: Path, cat: bytes, fault: str, r
 
 @pytest.mark.parametrize("fault", ["raising", "poisoned"])
 def test_bad_image_fails_alone_behind_front_ends(tiny_weights: Path, cat: bytes, fault: str) -> None:
-    with faulty_process(fault, tiny_weights, workers=2) as (running, url), ThreadPoolExecutor(16) as pool:
+    limit = {"THIRTYTWO_INFERENCE_TIMEOUT_S": "60"}
+    with faulty_process(fault, tiny_weights, workers=2, **limit) as (running, url), ThreadPoolExecutor(16) as pool:
         before = set(children(running.pid))
         images = [WHITE if i % 8 == 3 else cat for i in range(48)]
         statuses = list(pool.map(lambda image: ask(url, image), images))

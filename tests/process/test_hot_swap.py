@@ -219,7 +219,9 @@ def test_a_bad_file_leaves_the_model(versions: list[Version], tmp_path: Path, da
     path = tmp_path / "served.safetensors"
     replace(path, versions[0])
     with serving(Settings(weights=path, max_batch=16, weights_poll_s=0.02, api_keys="secret")) as client:
-        path.write_bytes(damage(versions[1].path.read_bytes()))
+        damaged = tmp_path / "damaged"
+        damaged.write_bytes(damage(versions[1].path.read_bytes()))
+        damaged.replace(path)
         wait_until(lambda: loads(client) == {"failure": 1})
         time.sleep(0.2)
         assert loads(client) == {"failure": 1}  # no further attempt with the same file
@@ -233,7 +235,8 @@ def test_a_bad_file_leaves_the_model(versions: list[Version], tmp_path: Path, da
 
 def all_serve(url: str, version: Version) -> bool:
     """Whether 20 connections, which two workers share, get this version."""
-    return all(httpx.get(f"{url}/model").json()["version"] == version.version for _ in range(20))
+    with httpx.Client(base_url=url, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        return all(served(client) == version.version for _ in range(20))
 
 
 @pytest.mark.slow
@@ -256,11 +259,13 @@ def test_every_worker_follows(versions: list[Version], tmp_path: Path, trigger: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_front_ends_lose_no_request_while_models_change(versions: list[Version], tmp_path: Path) -> None:
     path = tmp_path / "served.safetensors"
     replace(path, versions[0])
     environment = {**os.environ, "THIRTYTWO_WEIGHTS_POLL_S": "0.05", "THIRTYTWO_MAX_QUEUE": "1024"}
     with process(path, "--workers", "2", env=environment) as (running, url):
+        wait_until(lambda: len(connected_front_ends(running.pid)) == 2)
         traffic = Traffic(httpx.URL(url), versions)
         for version in versions[1:] * 2 + [versions[0]]:
             replace(path, version)
@@ -329,6 +334,7 @@ def resident_mb(pid: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_memory_does_not_grow_with_the_number_of_loads(versions: list[Version], tmp_path: Path, workers: str) -> None:
     path = tmp_path / "served.safetensors"

@@ -39,7 +39,7 @@ def test_a_ping_during_the_start_gets_the_state_of_the_server_that_runs() -> Non
     worker = FrontEnd(config, sockets, there, 0, 0)
     worker.start()
     try:
-        wait_until(lambda: worker.is_ready(0.5), 20)
+        wait_until(lambda: worker.is_ready(0.5))
     finally:
         worker.process.terminate()
         worker.process.join(10)

@@ -102,7 +102,8 @@ def main() -> None:
     settings = Settings(weights=weights, max_batch=16)
     sockets, log_config = listen("127.0.0.1", port), logs.config("info", "text")
     options = {"http": Protocol, "lifespan": "on", "log_config": log_config}
-    options |= {"timeout_graceful_shutdown": SHUTDOWN_TIMEOUT_S}
+    shutdown_timeout_s = int(os.environ.get("TEST_SHUTDOWN_TIMEOUT_S", SHUTDOWN_TIMEOUT_S))
+    options |= {"timeout_graceful_shutdown": shutdown_timeout_s}
     if workers == 1:
         Server(uvicorn.Config(create_app(settings, load(fault)), **options)).run(sockets)
         return

@@ -117,3 +117,11 @@ async def respond(send: Send, body: bytes, status: int = 200) -> None:
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def send_half(connection: socket.socket, image: bytes, headers: str = "") -> None:
+    """The head of a prediction request and 100 bytes of its body. The service answers 100 once it has admitted it."""
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n{headers}"
+    connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+    assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.sendall(image[:100])

@@ -1,5 +1,6 @@
 """The service as a subprocess, for tests of signals, exit codes and the environment."""
 
+import atexit
 import os
 import socket
 import subprocess
@@ -14,10 +15,13 @@ import httpx
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that only a server with SO_REUSEADDR can bind: the kernel gives it to nobody else."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    atexit.register(probe.close)
+    port: int = probe.getsockname()[1]
+    return port
 
 
 def command(*flags: str) -> list[str]:
@@ -111,8 +115,8 @@ def _read(pid: int, file: str) -> bytes:
         return b""
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0, period_s: float = 0.1) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(period_s)
