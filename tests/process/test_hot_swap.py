@@ -259,7 +259,6 @@ def test_every_worker_follows(versions: list[Version], tmp_path: Path, trigger: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_front_ends_lose_no_request_while_models_change(versions: list[Version], tmp_path: Path) -> None:
     path = tmp_path / "served.safetensors"
     replace(path, versions[0])
@@ -334,7 +333,6 @@ def resident_mb(pid: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_memory_does_not_grow_with_the_number_of_loads(versions: list[Version], tmp_path: Path, workers: str) -> None:
     path = tmp_path / "served.safetensors"

@@ -43,7 +43,6 @@ def test_broken_weights_file_leaves_the_front_ends(tiny_weights: Path, tmp_path:
         assert {httpx.get(f"{url}/model").status_code for _ in range(8)} == {200}
 
 
-@pytest.mark.timeout(300)
 def test_engine_process_starts_again_when_the_file_is_whole(tiny_weights: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     shutil.copy(tiny_weights, weights)
