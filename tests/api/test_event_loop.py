@@ -14,7 +14,7 @@ from tests.support.hostile_requests import all_requests
 from tests.support.metered_loop import MeteredLoop
 from tests.support.raw_http import connect, read_to_end
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 MAX_MS = 10.0  # the aim is 5; a busy machine counts up to twice that
 TRACED = 5  # times as long while coverage traces each line

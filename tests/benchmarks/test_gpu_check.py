@@ -42,7 +42,6 @@ def check(parts: str, out: Path, **environment: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", FINDINGS)
 def test_part_runs_to_its_end_on_a_cpu(part: str, tmp_path: Path, tiny_weights: Path) -> None:
     found = check(part, tmp_path, THIRTYTWO_WEIGHTS=str(tiny_weights))

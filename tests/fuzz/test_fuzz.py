@@ -17,7 +17,6 @@ pytestmark = pytest.mark.e2e
 @pytest.mark.skipif(
     find_spec("atheris") is None, reason="needs the extra fuzz; atheris exists for Linux on x86-64 only"
 )
-@pytest.mark.timeout(300)
 def test_guided_fuzzer_finds_no_crash_in_the_decoder() -> None:
     command = [sys.executable, "-m", "tests.fuzz.decoding", "-runs=500", "-max_len=4096", "-seed=1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
@@ -26,7 +25,6 @@ def test_guided_fuzzer_finds_no_crash_in_the_decoder() -> None:
 
 
 @pytest.mark.skipif(find_spec("schemathesis") is None, reason="needs the extra fuzz")
-@pytest.mark.timeout(300)
 def test_schemathesis_finds_no_undocumented_response(start: Callable[..., httpx.Client]) -> None:
     client = start(max_batch=1, log_level="error")
     ended = fuzz(str(client.base_url), "--max-examples=5", "--seed=1")

@@ -33,7 +33,6 @@ def test_broken_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_kills_at_random_moments_change_nothing(folder: Path, tmp_path: Path) -> None:
     runs = [tmp_path / "whole", tmp_path / "killed"]
     flags = ["--data", str(folder), *SMALL_FLAGS, "--epochs", "20", "--no-test", "--checkpoint-interval-s", "0"]

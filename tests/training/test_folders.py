@@ -30,7 +30,6 @@ def generate(root: Path, classes: int, train_images: int, test_images: int) -> l
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("classes", "train_images", "flags"),
     [

@@ -86,7 +86,6 @@ def test_noise_has_the_planned_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_file_holds_nothing_of_the_images_but_the_head(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"
     train.main(["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path), "--dp-epsilon", "8"])
