@@ -115,7 +115,7 @@ def plan(chain: ChainFile, run_dir: Path) -> list[Run]:
             recipe = _check(run)
             first = recipes.setdefault(network.name, recipe)
             if changed := [field for field in FIXED if getattr(recipe, field) != getattr(first, field)]:
-                raise SettingsError(f"{network.name}/{number}: {', '.join(changed)} differs from the first run.")
+                raise SettingsError(f"{network.name}/{number}: {', '.join(changed)} cannot change between runs.")
             runs.append(run)
             files[network.name] = files[f"{network.name}/{number}"] = run.out
     return runs

@@ -13,7 +13,7 @@ from training import calibration
 
 MAX_LOSS = 0.0005  # default: accuracy that early exits may cost, against the last stage for every image
 CANDIDATES = 40  # quantiles of the confidence that are tried as thresholds of an exit
-MAX_COMBINATIONS = 64_000  # of thresholds: seconds; beyond three exits, each has fewer candidates
+MAX_COMBINATIONS = 65_000  # of thresholds: seconds; beyond three exits, each has fewer candidates
 MIN_IMAGES = 200  # that reach a stage before it gets a calibration of its own
 
 Array = NDArray[np.float32]

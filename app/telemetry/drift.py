@@ -83,7 +83,7 @@ class DriftMonitor:
     def start(self, version: str, card: ModelCard, early_exit: bool = True) -> None:
         """Starts an empty window for the model that serves from now on. Its file may have no baseline.
 
-        Without early exit, a cascade has no index of stages and confidences: its file has those with early exit.
+        Without early exit, a cascade has no index of stages and confidences: the histograms of its file are with it.
         """
         for name in self._windows:
             self._metrics.observe_drift(name, 0.0, 0.0)

@@ -155,7 +155,7 @@ def test_runs_continue_each_other(recipe: Path, tmp_path: Path) -> None:
         ('"small", "large"', '"tiny", "large"', "The stage tiny names none of the networks large, small"),
         ('"small", "large"', '"small:2", "large"', "The stage small:2 is not of the form NETWORK[:flip][:K]"),
         ('"small", "large"', '"small", "large:flop"', "The stage large:flop is not of the form NETWORK[:flip][:K]"),
-        ("average_checkpoints = true", "batch_size = 20", "large/2: batch_size differs from the first run"),
+        ("average_checkpoints = true", "batch_size = 20", "large/2: batch_size cannot change between runs"),
         ('teacher = "large/2"', 'teacher = "small"', "small/1: the teacher small is not an earlier run"),
         ("depth = 2", "deep = 2", "large/1: deep is not a flag"),
         ("depth = 2", 'finetune = "head"', "large/1: a linear head cannot be in a chain"),
