@@ -4,7 +4,7 @@ import pytest
 
 from app.telemetry import log_stream
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 def read(capfd: pytest.CaptureFixture[str]) -> str:

@@ -108,7 +108,7 @@ def test_two_processes_train_one_network(folder: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     flags = ["--data", str(folder), "--out", str(out), "--run-dir", str(tmp_path / "run"), *SMALL_FLAGS]
     process = subprocess.run(
-        [*launcher, "-m", "training.train", *flags], capture_output=True, text=True, timeout=110, check=False
+        [*launcher, "-m", "training.train", *flags], capture_output=True, text=True, timeout=280, check=False
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("test accuracy") == 1

@@ -22,7 +22,7 @@ FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 LOCAL = re.compile(r"(http://127\.0\.0\.1:\d+/|blob:http://127\.0\.0\.1:\d+/|data:)")
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 60_000
 
 expect.set_options(timeout=TIMEOUT_MS)
 
