@@ -77,10 +77,10 @@ def lifespan(
         pipeline = build_pipeline(settings, classifier, observe_batch)
         metrics.queue_limit.set(pipeline.batcher.queue.limit)
         drift = DriftMonitor(metrics)
-        _describe(metrics, classifier)
-        _start(metrics, drift, settings.early_exit, classifier)
-        del classifier  # another one may replace it
         on_switch = partial(_start, metrics, drift, settings.early_exit)
+        _describe(metrics, classifier)
+        on_switch(classifier)
+        del classifier  # another one may replace it
         repository = build_repository(source, pipeline, metrics, on_switch)
         candidates = add_shadow(settings, load_engine, pipeline, metrics) if settings.shadow_weights else None
         keys = ApiKeys([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file)
