@@ -103,7 +103,7 @@ def test_uploads_leave_no_trace(tmp_path: Path, tiny_weights: Path, cat: bytes) 
             client.post("/predict", content=data, headers=PNG)
             client.post("/predict", content=data, headers=PNG | {"x-api-key": "wrong-secret"})
         running.terminate()
-        running.wait(100)
+        running.wait(20)
     assert "secret" not in log.read_text()
     assert [path for path in home.rglob("*") if path.is_file()] == []
 

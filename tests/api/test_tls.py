@@ -71,7 +71,7 @@ def test_https_and_its_health_check(tiny_weights: Path, certificate: Certificate
         assert healthcheck(port) == 1  # without TLS
         assert healthcheck(port, "--tls-cert", str(certificate[0])) == 0
         running.terminate()
-        assert running.wait(100) == 0
+        assert running.wait(30) == 0
         assert healthcheck(port, THIRTYTWO_TLS_CERT=str(certificate[0])) == 1
 
 
@@ -92,7 +92,7 @@ def test_sighup_reloads_the_certificate(
         running.send_signal(signal.SIGHUP)
         wait_until(lambda: {presented(port) for _ in range(8)} == {renewed[0].decode().strip()})
         running.terminate()
-        assert running.wait(100) == 0
+        assert running.wait(30) == 0
 
 
 def test_unusable_certificates_are_one_line(certificate: Certificate, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def monitored(baseline_weights: Path, tmp_path_factory: pytest.TempPathFactory) 
             yield Monitored(service, prometheus, service_stack.close)
         finally:
             running.terminate()
-            running.wait(100)
+            running.wait(30)
 
 
 def test_rules_load_and_stay_silent_for_a_healthy_service(monitored: Monitored, cat: bytes) -> None:

@@ -94,7 +94,7 @@ def test_earlier_results_are_not_overwritten() -> None:
 
 
 def test_lanes_run_concurrently_and_without_mixing() -> None:
-    entered = threading.Barrier(2, timeout=100)
+    entered = threading.Barrier(2, timeout=30)
     capturing = True
 
     def meet(images: Tensor) -> Tensor:
@@ -118,19 +118,19 @@ def test_third_call_waits_for_a_lane() -> None:
     def block(images: Tensor) -> Tensor:
         if not capturing:
             running.release()
-            assert release.wait(100)
+            assert release.wait(30)
         return means(images)
 
     graphed = build([], lanes=2, forward=block)
     capturing = False
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(graphed, noise(1)) for _ in range(3)]
-        assert running.acquire(timeout=100)
-        assert running.acquire(timeout=100)
+        assert running.acquire(timeout=30)
+        assert running.acquire(timeout=30)
         time.sleep(0.1)
         assert not running.acquire(blocking=False)
         release.set()
-        assert all(len(call.result(100)) == 1 for call in calls)
+        assert all(len(call.result(30)) == 1 for call in calls)
 
 
 def test_engine_with_graphs_reproduces_the_references(tiny_weights: Path) -> None:

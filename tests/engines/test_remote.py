@@ -100,7 +100,7 @@ class Gate:
     def __call__(self, images: Images, exclusive: bool = True) -> Output:
         self.batches.append(len(images))
         self.entered.set()
-        assert self.opened.wait(100)
+        assert self.opened.wait(30)
         return mean_of_pixels(images)
 
 
@@ -138,11 +138,11 @@ def test_waiting_calls_form_one_batch(tiny: Weights) -> None:
     with serving(gate) as served, ThreadPoolExecutor(5) as pool:
         fronts = [served.connect(description(tiny)) for _ in range(5)]
         calls = [pool.submit(fronts[0], noise(1))]
-        assert gate.entered.wait(100)
+        assert gate.entered.wait(30)
         calls += [pool.submit(front, noise(8, seed)) for seed, front in enumerate(fronts[1:], 1)]
         time.sleep(1)  # all wait now
         gate.opened.set()
-        outputs = [call.result(100) for call in calls]
+        outputs = [call.result(30) for call in calls]
     assert gate.batches == [1, MAX_BATCH]
     for seed, output in enumerate(outputs[1:], 1):
         assert np.array_equal(output.probabilities, mean_of_pixels(noise(8, seed)).probabilities)
@@ -153,12 +153,12 @@ def test_call_that_does_not_fit_waits_for_the_next_batch(tiny: Weights) -> None:
     with serving(gate) as served, ThreadPoolExecutor(4) as pool:
         fronts = [served.connect(description(tiny)) for _ in range(4)]
         calls = [pool.submit(fronts[0], noise(1))]
-        assert gate.entered.wait(100)
+        assert gate.entered.wait(30)
         calls += [pool.submit(front, noise(20)) for front in fronts[1:]]
         time.sleep(0.2)
         gate.opened.set()
         for call in calls:
-            call.result(100)
+            call.result(30)
     assert gate.batches == [1, 20, 20, 20]
 
 
@@ -170,18 +170,18 @@ def test_second_stream_starts_for_a_full_batch_only(tiny: Weights, size: int, co
 
     def block(images: Images, exclusive: bool) -> Output:
         running.release()
-        assert release.wait(100)
+        assert release.wait(30)
         return mean_of_pixels(images)
 
     with serving(block, 2) as served, ThreadPoolExecutor(2) as pool:
         fronts = [served.connect(description(tiny)) for _ in range(2)]
         calls = [pool.submit(fronts[0], noise(1))]
-        assert running.acquire(timeout=100)
+        assert running.acquire(timeout=30)
         calls.append(pool.submit(fronts[1], noise(size)))
         assert running.acquire(timeout=1.0) == (concurrent == 2)
         release.set()
         for call in calls:
-            call.result(100)
+            call.result(30)
 
 
 @pytest.mark.slow
@@ -212,15 +212,15 @@ def test_call_that_fails_leaves_the_others_of_its_batch(tiny: Weights) -> None:
     with serving(fail_on_white) as served, ThreadPoolExecutor(4) as pool:
         fronts = [served.connect(description(tiny)) for _ in range(4)]
         calls = [pool.submit(fronts[0], noise(1))]
-        assert gate.entered.wait(100)
+        assert gate.entered.wait(30)
         white = np.full((3, 32, 32, 3), 255, np.uint8)
         calls += [pool.submit(front, white if i == 1 else noise(3, i)) for i, front in enumerate(fronts[1:])]
         time.sleep(0.2)
         gate.opened.set()
         with pytest.raises(RuntimeError, match="inference failed for 3 images"):
-            calls[2].result(100)
+            calls[2].result(30)
         for i in (0, 2):
-            assert np.array_equal(calls[i + 1].result(100).probabilities, mean_of_pixels(noise(3, i)).probabilities)
+            assert np.array_equal(calls[i + 1].result(30).probabilities, mean_of_pixels(noise(3, i)).probabilities)
         assert served.server.failure is None
 
 
@@ -246,14 +246,14 @@ def test_lost_device_fails_the_server(tiny: Weights, error: DeviceLostError | No
                 remote(noise(1))
             assert served.server.alive
         call = pool.submit(remote.verify if error is None else remote, *([] if error is None else [noise(1)]))
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 30
         while served.server.failure is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         for each in channels:
             each.connection.shutdown(socket.SHUT_RDWR)
         with pytest.raises(DeviceLostError, match="The engine process exited"):
-            call.result(100)
+            call.result(30)
 
 
 def test_front_end_that_exits_leaves_the_others(tiny: Weights) -> None:
@@ -264,12 +264,12 @@ def test_front_end_that_exits_leaves_the_others(tiny: Weights) -> None:
         _, dying = channel.accept(theirs)
         survivor = served.connect(description(tiny))
         dying[0].connection.sendall(channel.CALL.pack(channel.Operation.RUN, 4))
-        assert gate.entered.wait(100)
+        assert gate.entered.wait(30)
         for each in dying:
             each.connection.close()  # as the kernel does when the process is killed
         call = pool.submit(survivor, noise(2))
         gate.opened.set()
-        assert np.array_equal(call.result(100).probabilities, mean_of_pixels(noise(2)).probabilities)
+        assert np.array_equal(call.result(30).probabilities, mean_of_pixels(noise(2)).probabilities)
         assert served.server.alive
         ours.close()
         theirs.close()
@@ -301,11 +301,11 @@ def test_calls_of_two_models_share_no_batch(tiny: Weights) -> None:
         other = EngineModel(zeros, lambda: None)
         former, new = served.connect(description(tiny)), served.connect(description(tiny, 3), other)
         calls = [pool.submit(former, noise(1))]
-        assert gate.entered.wait(100)
+        assert gate.entered.wait(30)
         calls += [pool.submit(new, noise(2)), pool.submit(new, noise(3)), pool.submit(former, noise(4))]
         time.sleep(0.2)
         gate.opened.set()
-        outputs = [call.result(100) for call in calls]
+        outputs = [call.result(30) for call in calls]
     assert [output.probabilities.any() for output in outputs] == [True, False, False, True]
     assert sum(gate.batches) == 1 - 5 + 4
 
@@ -318,7 +318,7 @@ def test_channels_are_closed_with_the_last_reference(tiny: Weights) -> None:
         served.opened.clear()
         assert closed.empty()
         del remote
-        assert [closed.get(timeout=100) for _ in range(2)] == [served.model] * 2
+        assert [closed.get(timeout=30) for _ in range(2)] == [served.model] * 2
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -351,8 +351,8 @@ def test_calls_are_answered_while_models_change(tiny: Weights, streams: int) -> 
                 time.sleep(0.01)
         finally:
             stop.set()
-        assert all(caller.result(100) for caller in callers)
-        assert [closed.get(timeout=100) for _ in range(2 * 29)]
+        assert all(caller.result(30) for caller in callers)
+        assert [closed.get(timeout=30) for _ in range(2 * 29)]
         assert closed.empty()
 
 
@@ -363,7 +363,7 @@ def test_batches_are_observed_once_each(tiny: Weights) -> None:
         remote(noise(3))
         remote.verify()
         remote(noise(5))
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 30
         while len(observed) < 2:  # observed after the reply
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -376,4 +376,4 @@ def test_shared_memory_has_no_name(tiny: Weights) -> None:
     with serving() as served:
         remote = served.connect(description(tiny))
         remote(noise(1))
-        assert named_shared_memory() <= before  # other tests of the machine have some, too
+        assert named_shared_memory() == before

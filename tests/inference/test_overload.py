@@ -50,7 +50,7 @@ def test_who_comes_back_when_told_finds_room(service: httpx.Client, cat: bytes) 
         refused = ask(service, cat, ROOM)
         assert refused.status_code == 429
         told_s = int(refused.headers["retry-after"])
-        assert told_s >= 1
+        assert told_s >= ROOM / 2 / 100  # less cannot be true
         time.sleep(told_s)
         assert ask(service, cat, ROOM).status_code == 200
         assert first.result().status_code == 200
@@ -61,7 +61,7 @@ def test_a_flood_gets_answers_or_429_and_leaves_nothing_behind(service: httpx.Cl
 
     def flood(_: int) -> list[int]:
         statuses = []
-        with httpx.Client(base_url=service.base_url, timeout=100) as client:
+        with httpx.Client(base_url=service.base_url, timeout=30) as client:
             while not stop.is_set():
                 statuses.append(ask(client, cat, 50).status_code)
                 time.sleep(0.01)
@@ -90,7 +90,7 @@ def costly_requests() -> list[list[tuple[str, tuple[str, bytes]]]]:
 
 
 def test_costly_pictures_of_eight_callers_starve_nobody(tiny_weights: Path) -> None:
-    timeout_s, requests = 10.0, costly_requests()
+    timeout_s, requests = 3.0, costly_requests()
     ordinary = hostile_images.noise(200, 200, "PNG")
     stop = threading.Event()
 
@@ -120,10 +120,8 @@ def test_costly_pictures_of_eight_callers_starve_nobody(tiny_weights: Path) -> N
         seen = [each for future in attacks for each in future.result()]
     assert {status for status, _ in seen} <= {200, 413, 422, 429, 504}
     assert 413 in {status for status, _ in seen}
-    assert max(seconds for _, seconds in seen) < timeout_s + 10  # the aim is 1 s; 8 clients share the cores here
-    assert (
-        sorted(times_s)[int(0.99 * len(times_s))] < 10
-    )  # the aim is 1 s; without admission there is no answer in 30 s
+    assert max(seconds for _, seconds in seen) < timeout_s + 5  # the aim is 1 s; 8 clients share the cores here
+    assert sorted(times_s)[int(0.99 * len(times_s))] < 3  # the aim is 1 s; without admission there is no answer in 30 s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the threads of a process differ")

@@ -34,7 +34,7 @@ class Network:
 
     def __call__(self, images: Sequence[DecodedImage], exclusive: bool) -> list[Scores]:
         self.entered.set()
-        assert self.free.wait(100)
+        assert self.free.wait(30)
         assert {image.pixels.shape for image in images} == {(self.input_size, self.input_size, 3)}
         self.images += len(images)
         return [Scores(np.array([image.pixels.mean()], np.float32), 0) for image in images]

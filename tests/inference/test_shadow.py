@@ -54,7 +54,7 @@ class Blocked(Candidate):
 
     def __call__(self, items: Sequence[DecodedImage], exclusive: bool = True) -> list[Scores]:
         self.started.set()
-        self.release.wait(100)
+        self.release.wait(30)
         if self.broken:
             raise RuntimeError("no memory")
         return super().__call__(items, exclusive)

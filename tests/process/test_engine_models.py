@@ -45,7 +45,7 @@ class Builds:
 
     def __call__(self, weights: Weights, settings: Settings) -> Engine:
         self.entered.set()
-        assert self.gate.wait(100)
+        assert self.gate.wait(30)
         self.names.append(weights.card.name)
         return Engine(len(weights.card.classes))
 

@@ -75,7 +75,7 @@ def test_responses_equal_those_of_one_process(tiny_weights: Path, cat: bytes) ->
     def responses(workers: str) -> list[object]:
         with process(tiny_weights, "--workers", workers) as (_, url), ThreadPoolExecutor(8) as pool:
             files = [("file", ("cat.png", cat))] * 5
-            sent = [pool.submit(httpx.post, f"{url}/predict?top_k=10", files=files, timeout=100) for _ in range(16)]
+            sent = [pool.submit(httpx.post, f"{url}/predict?top_k=10", files=files, timeout=30) for _ in range(16)]
             return [each.result().json() for each in sent]
 
     (one,) = {str(response) for response in responses("1")}
@@ -98,7 +98,7 @@ def test_killed_engine_process_is_replaced_with_its_front_ends(tiny_weights: Pat
         assert not before & set(children(running.pid))
         assert [ask(url, cat) for _ in range(10)] == [200] * 10
         running.terminate()
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=30)
     assert running.returncode == 0, log
     assert f"engine process {engine} exited with status -9" in log
     assert "Traceback" not in log
@@ -131,7 +131,7 @@ def test_stopped_service_leaves_no_process(tiny_weights: Path, cat: bytes) -> No
     with process(tiny_weights, "--workers", "2") as (running, _):
         pids = children(running.pid)
         running.kill()
-        running.communicate(timeout=100)  # ends with the last process that holds the pipe
+        running.communicate(timeout=30)  # ends with the last process that holds the pipe
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
@@ -141,12 +141,12 @@ def test_engine_process_outlasts_draining_front_ends(tiny_weights: Path) -> None
     limits = dict.fromkeys(names, "60")
     with faulty_process("slow", tiny_weights, workers=2, **limits) as (running, url), ThreadPoolExecutor(4) as pool:
         files = [("file", ("x.png", WHITE))] * 64  # 0.01 s each
-        sent = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=100) for _ in range(4)]
+        sent = [pool.submit(httpx.post, f"{url}/predict", files=files, timeout=30) for _ in range(4)]
         time.sleep(1)
         for pid in [*children(running.pid), running.pid]:
             os.kill(pid, signal.SIGTERM)
         assert Counter(each.result().status_code for each in sent) == {200: 4}
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=30)
     assert running.returncode == 0, log
 
 
@@ -184,7 +184,7 @@ def test_failed_engine_is_replaced(tiny_weights: Path, cat: bytes, fault: str, r
         assert ask(url, WHITE) == 503
         wait_until(lambda: not before & set(children(running.pid)) and ask(url, cat) == 200)
         running.terminate()
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=30)
     assert reason in log
     assert "exited with status 1; next start in" in log, log
 

@@ -111,7 +111,7 @@ class Traffic:
         return next(self.sent), next(self.answered)
 
     def _send(self, random: Random) -> None:
-        with httpx.Client(base_url=self._url, timeout=100) as client:
+        with httpx.Client(base_url=self._url, timeout=30) as client:
             while not self._stop.is_set():
                 next(self.sent)
                 if random.random() < 0.2:
@@ -255,7 +255,7 @@ def test_every_worker_follows(versions: list[Version], tmp_path: Path, trigger: 
             assert httpx.post(url + LOAD.format("served"), headers=KEY).status_code == 200
         wait_until(lambda: all_serve(url, versions[1]))
         running.terminate()
-        assert running.wait(100) == 0
+        assert running.wait(30) == 0
 
 
 @pytest.mark.slow
@@ -276,7 +276,7 @@ def test_front_ends_lose_no_request_while_models_change(versions: list[Version],
         with httpx.Client(base_url=url) as client:
             assert loads(client) == {"success": 2 * 5}
         running.terminate()
-        assert running.wait(100) == 0
+        assert running.wait(30) == 0
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def test_a_bad_file_leaves_the_model_of_front_ends(versions: list[Version], tmp_
         replace(path, versions[1])
         wait_until(lambda: all_serve(url, versions[1]))
         running.terminate()
-        assert running.wait(100) == 0
+        assert running.wait(30) == 0
         log = running.stderr.read()
         assert log.count(f"{versions[0].version} stays: ") == 3, log
         assert "Traceback" not in log
@@ -324,7 +324,7 @@ def test_a_shutdown_during_a_load_is_graceful(versions: list[Version], tmp_path:
         running.send_signal(signal.SIGHUP)
         time.sleep(0.1)
         running.terminate()
-        assert running.wait(100) == 0, running.stderr.read()
+        assert running.wait(30) == 0, running.stderr.read()
 
 
 def resident_mb(pid: int) -> float:

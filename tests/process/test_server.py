@@ -44,7 +44,7 @@ def port_of(url: str) -> int:
 @contextmanager
 def half_sent(url: str, cat: bytes) -> Iterator[socket.socket]:
     """A connection with a request that is admitted and whose body has 100 bytes so far."""
-    with socket.create_connection(("127.0.0.1", port_of(url)), timeout=100) as connection:
+    with socket.create_connection(("127.0.0.1", port_of(url)), timeout=30) as connection:
         send_half(connection, cat)
         yield connection
 
@@ -74,7 +74,7 @@ def test_slow_body_does_not_outlast_the_shutdown_timeout(tiny_weights: Path, cat
         thread = threading.Thread(target=drip)
         thread.start()
         running.terminate()
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=20)
         thread.join()
     assert running.returncode == 0, log
 
@@ -86,7 +86,7 @@ def test_unread_answers_do_not_outlast_the_shutdown_timeout(tiny_weights: Path) 
         reader.sendall(b"GET /static/swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
         time.sleep(0.5)
         running.terminate()
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=20)
     assert running.returncode == 0, log
 
 
@@ -100,9 +100,9 @@ def test_stalled_inference_does_not_outlast_the_shutdown_timeout(tiny_weights: P
             time.sleep(2)
             start = time.monotonic()
             running.terminate()
-            log = running.communicate(timeout=100)[1]
+            log = running.communicate(timeout=20)[1]
     assert running.returncode == 0, log
-    assert time.monotonic() - start < SHUTDOWN_TIMEOUT_S + 8  # not the 20 s of the settings once more
+    assert time.monotonic() - start < SHUTDOWN_TIMEOUT_S + 2  # not the 20 s of the settings once more
     assert "1 requests unanswered after 2 s" in log
 
 
@@ -111,7 +111,7 @@ def test_second_signal_abandons_what_is_in_flight(tiny_weights: Path, cat: bytes
         running.terminate()
         time.sleep(2)  # two at once are one
         running.terminate()
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=20)
     assert running.returncode == 0
     assert "Traceback" not in log
 
@@ -127,7 +127,7 @@ def test_signal_to_process_and_group_counts_once(tiny_weights: Path, cat: bytes,
         os.killpg(running.pid, signal.SIGTERM)
         time.sleep(0.5)
         assert finish(connection, cat) == b"HTTP/1.1 200"
-        assert running.wait(100) == 0
+        assert running.wait(20) == 0
 
 
 def test_signal_during_the_start_exits_with_0(tiny_weights: Path) -> None:
@@ -135,10 +135,10 @@ def test_signal_during_the_start_exits_with_0(tiny_weights: Path) -> None:
         with subprocess.Popen(
             command("--weights", str(tiny_weights), "--port", "0"), stderr=subprocess.PIPE, text=True
         ) as running:
-            wait_until(lambda running=running: handles(signal.SIGTERM, running.pid), period_s=0.001)
+            wait_until(lambda running=running: handles(signal.SIGTERM, running.pid))
             time.sleep(delay_s)
             running.terminate()
-            log = running.communicate(timeout=100)[1]
+            log = running.communicate(timeout=30)[1]
         assert running.returncode == 0, log
         assert "Traceback" not in log
 
@@ -151,7 +151,7 @@ def test_service_manager_signals_every_process(tiny_weights: Path, cat: bytes, w
             os.killpg(running.pid, signal.SIGTERM)
             time.sleep(1)
             assert finish(connection, cat) == b"HTTP/1.1 200"
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=30)
     assert running.returncode == 0, log
 
 
@@ -162,7 +162,7 @@ def test_sighup_reloads_keys_and_loses_nothing(tiny_weights: Path, cat: bytes, t
     flags = ("--api-keys-file", str(file), "--workers", workers)
     log = tmp_path / "log"
     with log.open("w") as stream, process(tiny_weights, *flags, stderr=stream) as (running, url):
-        with socket.create_connection(("127.0.0.1", port_of(url)), timeout=100) as connection:
+        with socket.create_connection(("127.0.0.1", port_of(url)), timeout=30) as connection:
             send_half(connection, cat, "X-API-Key: old\r\n")
             file.write_text("new")
             running.send_signal(signal.SIGHUP)
@@ -176,9 +176,9 @@ def test_sighup_reloads_keys_and_loses_nothing(tiny_weights: Path, cat: bytes, t
         wait_until(lambda: "SIGHUP: reloading" in log.read_text())
         assert running.poll() is None
         running.terminate()
-        assert running.wait(100) == 0
+        assert running.wait(30) == 0
     reloads = log.read_text().count("SIGHUP: reloading")
-    assert reloads <= int(workers)  # a worker that starts later reads the new file anyway
+    assert 1 <= reloads <= int(workers)  # a worker that starts later reads the new file anyway
 
 
 def test_closed_terminal_stops_the_service(tiny_weights: Path) -> None:
@@ -203,7 +203,7 @@ def test_dual_stack_address_accepts_both_families(tiny_weights: Path, workers: s
         assert httpx.get(f"http://[::1]:{port_of(url)}/healthz").status_code == 200
         assert httpx.get(f"http://127.0.0.1:{port_of(url)}/healthz").status_code == 200
         running.terminate()
-        _, log = running.communicate(timeout=100)
+        _, log = running.communicate(timeout=30)
     assert f"serving on http://[::]:{port_of(url)}" in log
 
 

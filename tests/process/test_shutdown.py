@@ -186,7 +186,7 @@ def test_connections_in_the_backlog_get_their_responses() -> None:
 def seconds_to_exit(running: subprocess.Popen[str]) -> float:
     start = time.monotonic()
     running.send_signal(signal.SIGTERM)
-    assert running.wait(100) == 0
+    assert running.wait(30) == 0
     return time.monotonic() - start
 
 
@@ -200,4 +200,4 @@ def test_process_exits_2_s_after_the_drain_at_most(tiny_weights: Path, sent: byt
     ):
         connection.sendall(sent)
         time.sleep(0.5)
-        assert seconds_to_exit(running) < 4 + 2 + 6  # 6 s for a busy machine
+        assert seconds_to_exit(running) < 4 + 2

@@ -63,7 +63,7 @@ def test_engine_process_starts_again_when_the_file_is_whole(tiny_weights: Path, 
 
         wait_until(serves)
         running.terminate()
-        assert running.wait(100) == 0, log.read_text()
+        assert running.wait(30) == 0, log.read_text()
 
 
 def test_paused_workers_are_not_killed(tiny_weights: Path) -> None:
@@ -78,4 +78,4 @@ def test_paused_workers_are_not_killed(tiny_weights: Path) -> None:
         assert children(running.pid) == before
         assert httpx.get(f"{url}/readyz").status_code == 200
         running.terminate()
-        assert running.wait(100) == 0
+        assert running.wait(30) == 0

@@ -42,7 +42,7 @@ def test_a_ping_during_the_start_gets_the_state_of_the_server_that_runs() -> Non
         wait_until(lambda: worker.is_ready(0.5))
     finally:
         worker.process.terminate()
-        worker.process.join(100)
+        worker.process.join(10)
         for each in (here, there, *sockets):
             each.close()
     assert worker.exitcode == 0

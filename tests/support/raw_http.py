@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.http.http_protocol import Protocol
 from app.process.server import Server
 
-TIMEOUT_S = 60
+TIMEOUT_S = 20
 
 
 class Response(NamedTuple):

@@ -115,8 +115,8 @@ def _read(pid: int, file: str) -> bytes:
         return b""
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0, period_s: float = 0.1) -> None:
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline
-        time.sleep(period_s)
+        time.sleep(0.1)

@@ -18,7 +18,7 @@ def test_memory_is_observed_at_once_and_again() -> None:
 
     stop = device_memory.start(lambda: next(readings), observe, 0.001)
     assert observed[0] == (1, 9)
-    assert done.wait(100)
+    assert done.wait(30)
     stop()
     assert observed == [(1, 9), (2, 9), (3, 9)]
 
@@ -41,7 +41,7 @@ def test_call_that_does_not_return_blocks_nobody() -> None:
         return 1, 9
 
     stop = device_memory.start(read, lambda used, total: None, 0.001)
-    assert hung.wait(100)
+    assert hung.wait(30)
     stop()
 
 

@@ -40,7 +40,7 @@ def traced(tiny_weights: Path) -> Iterator[tuple[httpx.Client, Take]]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
 
     def take(count: int) -> list[ReadableSpan]:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 30
         while len(exporter.get_finished_spans()) < count:  # a span ends after its answer
             assert time.monotonic() < deadline, exporter.get_finished_spans()
             time.sleep(0.01)
@@ -156,7 +156,7 @@ def test_spans_reach_the_collector_that_the_environment_names(tiny_weights: Path
             wait_until_ready(running, f"http://127.0.0.1:{port}")
             httpx.post(f"http://127.0.0.1:{port}/predict", content=cat, headers={"content-type": "image/png"})
             running.send_signal(signal.SIGTERM)
-            assert running.wait(100) == 0
+            assert running.wait(30) == 0
         finally:
             running.kill()
             running.communicate()
